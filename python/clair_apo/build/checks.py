@@ -1,0 +1,164 @@
+"""What may be wrong with a revision that could be read. Each finding is a flag on the pair.
+
+Everything is judged against the original answer (and the prompt): what stands there already is no slip
+of the reviser's. Flags drop nothing unless `--drop` names them.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+
+from clair_apo.build.markdown import ends_in_code
+from clair_apo.build.templates import Template
+
+FLAGS = {
+    "truncated_look": "ends in the middle of a sentence, where the original does not",
+    "leaked_frame": "speaks of the student, the revision or the correction, or has a marker left",
+    "comment_cut": "the reviser's closing remark about its own work was cut off behind it",
+    "code_fence": "a code fence is opened and not closed",
+    "script_switch": "written in another script than the original",
+    "length_ratio": "much longer or shorter than the original (--length-ratio)",
+    "edit_ratio": "more or less of it changed than a revision should (--minimality)",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Band:
+    """A closed range of a ratio."""
+
+    low: float
+    high: float
+
+    def __contains__(self, value: float) -> bool:
+        return self.low <= value <= self.high
+
+    def distance(self, value: float) -> float:
+        """How far outside of the band `value` lies."""
+        return max(self.low - value, value - self.high, 0.0)
+
+    def __str__(self) -> str:
+        return f"{self.low:g}..{self.high:g}"
+
+
+# A rewrite of the whole answer lies near 1; two unrelated texts of one length lie near 0.75.
+EDIT_RATIO = Band(0.0, 0.9)
+LENGTH_RATIO = Band(0.5, 2.0)
+
+_FRAME_WORDS = re.compile(r"\b(students?|teachers?|revisions?|revised|corrected|corrections?)\b", re.I)
+_FRAME_PHRASE = re.compile(
+    r"\W*(?:(?:sure|certainly|of course|okay|absolutely)\W+)?(?:here(?:'s| is| are)|below is)\b[^\n]{0,60}?"
+    r"\b(?:corrected|revised|revision|improved|rewritten|rewrite|updated|edited|enhanced)\b",
+    re.I,
+)
+_CONTINUES = re.compile(r"[\w,;(\[{\-\u2013\u2014]\s*\Z")
+_LIST_OR_TABLE = re.compile(r"\s*(?:[-*+\u2022]\s|\d+[.)]\s|#|\||>|```|~~~|\$\$|<)")
+
+
+def check(
+    original: str,
+    revision: str,
+    prompt: str,
+    template: Template,
+    measures: Mapping[str, float | None],
+    edit_ratio: Band,
+    length_ratio: Band,
+) -> list[str]:
+    """The flags of a revision, in the order of FLAGS (all but `comment_cut`, which only its parser
+    knows). `measures` are those of the pair, as `clair_apo.text.score` gives them."""
+    found = {
+        "truncated_look": looks_truncated(original, revision),
+        "leaked_frame": leaks_frame(original, revision, prompt, template),
+        "code_fence": ends_in_code(revision) and not ends_in_code(original),
+        "script_switch": switches_script(original, revision),
+        "length_ratio": _outside(measures["length_ratio"], length_ratio),
+        "edit_ratio": _outside(measures["levenshtein_ratio"], edit_ratio),
+    }
+    return [flag for flag in FLAGS if found.get(flag)]
+
+
+def _outside(value: float | None, band: Band) -> bool:
+    return value is not None and value not in band
+
+
+def looks_truncated(original: str, revision: str) -> bool:
+    """Whether the last line breaks off in running text. Lists, tables, code and headings may end in
+    any way, and so may a revision of an answer that does."""
+    last = revision.rstrip().rpartition("\n")[2]
+    if not _CONTINUES.search(last) or _LIST_OR_TABLE.match(last) or ends_in_code(revision):
+        return False
+    if _CONTINUES.search(original.rstrip()):
+        return last.rstrip()[-1:] in ",(["
+    # A single line without an end mark is a title or a bare answer, not a broken sentence.
+    return len(last.split()) > 5
+
+
+def leaks_frame(original: str, revision: str, prompt: str, template: Template) -> bool:
+    """Whether the revision speaks of what it is: words of the frame that neither the original nor the
+    prompt has, an opening such as "here is the corrected", a marker or a line of the template."""
+    known = {match.lower().rstrip("s") for match in _FRAME_WORDS.findall(original + "\n" + prompt)}
+    if any(word.lower().rstrip("s") not in known for word in _FRAME_WORDS.findall(revision)):
+        return True
+    if _FRAME_PHRASE.match(revision) and not _FRAME_PHRASE.match(original):
+        return True
+    if any(line in revision and line not in original for line in _instructions(template)):
+        return True
+    markers = (template.answer_marker, template.reasoning_marker, "student_solution")
+    return any(
+        marker in revision and marker not in original and marker not in prompt for marker in markers
+    ) or _stray_bold(revision, original)
+
+
+@cache
+def _instructions(template: Template) -> tuple[str, ...]:
+    """Sentences of the template that no answer holds by chance; weak revisers repeat them."""
+    sentences = re.split(r"(?<=[.:!?])\s+|\n", template.text)
+    return tuple(s for s in sentences if len(s) >= 20 and "{" not in s)
+
+
+def _stray_bold(revision: str, original: str) -> bool:
+    # What is left of a bold marker: two asterisks with nothing bold behind them.
+    return revision.startswith("**\n") and not original.startswith("**\n")
+
+
+def switches_script(original: str, revision: str) -> bool:
+    """Whether most letters of the two are of different scripts. Two languages of one script are not
+    told apart, and Japanese counts as one script."""
+    before, after = main_script(original), main_script(revision)
+    return before is not None and after is not None and before != after
+
+
+def main_script(text: str) -> str | None:
+    """The script of more than half of the letters of `text`; None where there are hardly any letters
+    or no such script."""
+    counts: Counter[str] = Counter()
+    for letter in set(text):
+        if letter.isalpha():
+            counts[_script(letter)] += text.count(letter)
+    total = counts.total()
+    if total < 10:
+        return None
+    if counts["KANA"]:  # Japanese mixes its own letters with Chinese ones
+        counts["KANA"] += counts.pop("CJK", 0)
+    script, most = counts.most_common(1)[0]
+    return script if most * 2 > total else None
+
+
+@cache
+def _script(letter: str) -> str:
+    first = unicodedata.name(letter, "UNKNOWN").split()[0].split("-")[0]
+    return {"HIRAGANA": "KANA", "KATAKANA": "KANA", "HALFWIDTH": "KANA"}.get(first, first)
+
+
+def parse_flags(text: str | Sequence[str]) -> frozenset[str]:
+    """The flags of `--drop a,b`. Raises ValueError with the known names for an unknown one."""
+    names = text.split(",") if isinstance(text, str) else list(text)
+    names = [name.strip() for name in names if name.strip()]
+    for name in names:
+        if name not in FLAGS:
+            raise ValueError(f"{name!r} is no flag; known are {', '.join(FLAGS)}")
+    return frozenset(names)

@@ -1,0 +1,198 @@
+"""`clair-apo build-pairs` and `clair-apo templates`."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from dataclasses import asdict
+from typing import Any
+
+from clair_apo import files, terminal
+from clair_apo.build import summary, templates
+from clair_apo.build.checks import Band
+from clair_apo.build.clair import Clair
+from clair_apo.build.options import BuildOptions
+from clair_apo.build.parties import Parties, open_backends, resolve, run
+from clair_apo.build.progress import Progress
+from clair_apo.build.rows import Columns, Input, Survey
+from clair_apo.build.run import Caller, Interrupted, make_calls, write_tables
+from clair_apo.errors import EXIT_INTERRUPTED, EXIT_OK, StoppedEarly, UsageError
+from clair_apo.llm.ledger import Ledger
+
+EMBEDDED_NOTE = (
+    "No model is named, so the small embedded one (SmolLM2-135M-Instruct) answers and revises, with a "
+    "short template. That is for trying the pipeline, not for real data: it is a poor reviser."
+)
+
+
+def run_build(args: argparse.Namespace) -> int:
+    """The command. Returns its exit status; expected trouble is raised as ClairError."""
+    options = BuildOptions.of(args)
+    try:
+        result = build(options)
+    except Interrupted:
+        print(
+            "Interrupted. What was answered is kept; run the same command again to go on.",
+            file=sys.stderr,
+        )
+        return EXIT_INTERRUPTED
+    except StoppedEarly as error:
+        raise StoppedEarly(f"{error}\nWhat was answered before is kept.") from error
+    if options.json:
+        print(json.dumps(result, ensure_ascii=False, indent=2))
+    else:
+        print(terminal.safe(summary.as_text(result, options)))
+    return EXIT_OK
+
+
+def build(options: BuildOptions) -> dict[str, Any]:
+    """Builds the pairs that `options` describe; returns what `summary.json` holds."""
+    from clair_apo import __version__
+
+    begun = time.monotonic()
+    source = Input(
+        options.input,
+        Columns(options.prompt_column, options.response_column, options.id_column),
+        options.limit,
+        options.sample,
+        options.seed,
+    )
+    files.check_output(options.output_path)
+    _check_distinct(source, options)
+    survey = source.survey()
+    parties = resolve(options, survey.without_response)
+    method = Clair(parties.template, Band(*options.minimality) if options.minimality else None)
+    with Ledger(options.beside(".run"), fresh=options.fresh) as ledger:
+        _check_settings(ledger, parties, options)
+        roles = {"reviser": parties.reviser} | ({"model": parties.model} if parties.model else {})
+        with Progress(survey.rows, options.quiet) as progress:
+            _announce(progress, parties, survey, ledger)
+            caller = Caller(ledger, roles, progress=progress, concurrency=options.concurrency)
+            run(_ask(source, method, caller, parties, options, progress))
+            progress.writing()
+            counts = write_tables(source, survey, method, Caller(ledger, roles), parties, options, progress)
+        settings = {**asdict(options), "resolved": parties.identity(options)}
+        result = summary.as_json(
+            counts,
+            ledger.totals(),
+            caller.from_ledger,
+            time.monotonic() - begun,
+            settings,
+            __version__,
+        )
+        with files.replacing(options.beside(".run") / "summary.json") as path:
+            path.write_text(json.dumps(result, ensure_ascii=False, indent=2) + "\n", "utf-8")
+    return result
+
+
+async def _ask(
+    source: Input,
+    method: Clair,
+    caller: Caller,
+    parties: Parties,
+    options: BuildOptions,
+    progress: Progress,
+) -> None:
+    caller.backends = open_backends(parties, progress.say, progress.retried)
+    try:
+        await make_calls(source, method, caller, progress, options.retry_failed)
+    finally:
+        for backend in set(caller.backends.values()):
+            await backend.close()
+
+
+def _announce(progress: Progress, parties: Parties, survey: Survey, ledger: Ledger) -> None:
+    if parties.embedded:
+        progress.say(EMBEDDED_NOTE)
+    earlier = ledger.totals().calls
+    if earlier:
+        progress.say(f"going on in {ledger.folder}: {earlier:,} calls are there already")
+    parts = [f"{survey.rows:,} rows"]
+    if survey.without_response and parties.model:
+        parts.append(f"{survey.without_response:,} answers from {parties.model.name}")
+    parts.append(
+        f"revisions from {parties.reviser.name}"
+        + (f" at {parties.reviser.url}" if parties.reviser.url else " in this process")
+    )
+    progress.say(", ".join(parts) + f", template {parties.template.name}")
+
+
+def _check_distinct(source: Input, options: BuildOptions) -> None:
+    outputs = {
+        path.resolve()
+        for path in (
+            options.output_path,
+            options.beside(".dropped.parquet"),
+            options.beside(".failures.parquet"),
+        )
+    }
+    for path in source.paths:
+        if path.resolve() in outputs:
+            raise UsageError(f"{path} is the input and would be overwritten; choose another --output")
+
+
+def _check_settings(ledger: Ledger, parties: Parties, options: BuildOptions) -> None:
+    """Refuses to mix replies to different questions in one run folder."""
+    now = parties.identity(options)
+    before = ledger.fact("settings")
+    if before is not None and not options.go_on:
+        changed = [
+            name
+            for name in now
+            if (before.get(name) is not None and now[name] != before[name])
+            or (name == "minimality" and now[name] != before.get(name))
+        ]
+        if changed:
+            lines = [
+                f"  {name}: {_shown(before.get(name))} before, {_shown(now[name])} now" for name in changed
+            ]
+            raise UsageError(
+                f"{ledger.folder} was begun with other settings:\n"
+                + "\n".join(lines)
+                + "\nUse another --output, --continue to go on with the new ones (equal requests are "
+                "not paid again), or --fresh to begin anew."
+            )
+    kept = {name: value for name, value in (before or {}).items() if now.get(name) is None}
+    ledger.set_fact("settings", {**now, **kept, "minimality": now["minimality"]})
+
+
+def _shown(value: object) -> str:
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def run_templates(args: argparse.Namespace) -> int:
+    """Lists the templates, or shows the one that is named."""
+    if args.name:
+        template = templates.load(args.name)
+        if args.json:
+            print(json.dumps(asdict(template), ensure_ascii=False, indent=2))
+        else:
+            print(terminal.safe(template.text))
+        return EXIT_OK
+    known = templates.built_in()
+    if args.json:
+        print(json.dumps([asdict(template) for template in known.values()], ensure_ascii=False, indent=2))
+        return EXIT_OK
+    for template in known.values():
+        print(f"{template.name:16}{template.description}")
+    print(
+        "\n`clair-apo templates NAME` shows one; a file of your own works as --template FILE.",
+        file=sys.stderr,
+    )
+    return EXIT_OK
+
+
+def build_pairs(**flags: Any) -> dict[str, Any]:
+    """`clair-apo build-pairs` as a function: the flags by name, `input` at least.
+
+    Returns what `summary.json` holds. Raises TypeError for an unknown flag, ClairError (with its
+    `exit_code`) where the command would end with a message, KeyboardInterrupt after Ctrl-C.
+    """
+    from clair_apo.cli import namespace
+
+    try:
+        return build(BuildOptions.of(namespace("build-pairs", {"quiet": True, **flags})))
+    except Interrupted:
+        raise KeyboardInterrupt from None

@@ -1,0 +1,314 @@
+"""The flags of build-pairs and what they resolve to."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from clair_apo.errors import UsageError
+
+EXAMPLE = """example:
+  clair-apo build-pairs --input prompts.parquet --reviser gpt-4o --output pairs.parquet
+
+Without a model flag both the model and the reviser are the small embedded one: for trying the
+pipeline, not for real data."""
+
+
+@dataclass(frozen=True, slots=True)
+class BuildOptions:
+    """The flags of `clair-apo build-pairs` under their own names; see its help for what each means."""
+
+    input: str
+    output: str = "pairs.parquet"
+    prompt_column: str = "prompt"
+    response_column: str | None = None
+    id_column: str | None = None
+    limit: int | None = None
+    sample: int | None = None
+    seed: int = 0
+    method: str = "clair"
+    model: str | None = None
+    model_url: str | None = None
+    model_key_env: str | None = None
+    model_temperature: float | None = None
+    model_top_p: float | None = None
+    model_max_tokens: int | None = None
+    model_reasoning_effort: str | None = None
+    model_extra_body: Mapping[str, Any] | None = None
+    reviser: str | None = None
+    reviser_url: str | None = None
+    reviser_key_env: str | None = None
+    temperature: float | None = None
+    top_p: float | None = None
+    max_tokens: int | None = None
+    reasoning_effort: str | None = None
+    extra_body: Mapping[str, Any] | None = None
+    template: str | None = None
+    concurrency: int = 64
+    timeout: float = 600.0
+    retries: int = 6
+    minimality: tuple[float, float] | None = None
+    length_ratio: tuple[float, float] | None = None
+    drop: tuple[str, ...] = ()
+    fresh: bool = False
+    go_on: bool = False
+    retry_failed: bool = False
+    json: bool = False
+    quiet: bool = False
+
+    @classmethod
+    def of(cls, args: argparse.Namespace) -> BuildOptions:
+        """The options that a parsed command line holds. Raises UsageError for impossible pairs."""
+        names = {item.name for item in fields(cls)}
+        options = cls(**{name: value for name, value in vars(args).items() if name in names})
+        if options.fresh and (options.go_on or options.retry_failed):
+            raise UsageError(
+                "--fresh uses nothing of the earlier run, so it does not go together with "
+                "--continue or --retry-failed"
+            )
+        return options
+
+    @property
+    def output_path(self) -> Path:
+        return Path(self.output)
+
+    def beside(self, ending: str) -> Path:
+        """A name beside the output: `pairs.parquet` and `.failures.parquet` make
+        `pairs.failures.parquet`."""
+        name = self.output_path.name
+        stem = re.sub(r"\.(parquet|jsonl|jsonl\.gz|jsonl\.zst)$", "", name, flags=re.I)
+        return self.output_path.with_name(stem + ending)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the flags of build-pairs to `parser`."""
+    parser.epilog = EXAMPLE
+    group = parser.add_argument_group("input and output")
+    group.add_argument(
+        "--input",
+        required=True,
+        metavar="FILE",
+        help="Parquet, JSONL (.gz, .zst) or CSV with a column of prompts; a folder or a "
+        "quoted glob of them",
+    )
+    group.add_argument(
+        "--output",
+        default="pairs.parquet",
+        metavar="FILE",
+        help="the pairs, .parquet or .jsonl (default: %(default)s); failures, dropped "
+        "pairs and the run folder stand beside it",
+    )
+    group.add_argument("--prompt-column", default="prompt", metavar="NAME")
+    group.add_argument(
+        "--response-column",
+        metavar="NAME",
+        help="the model's own answers, where there are some (default: response)",
+    )
+    group.add_argument("--id-column", metavar="NAME", help="ids of your own (default: a hash)")
+    group.add_argument("--limit", type=positive, metavar="N", help="only the first N rows")
+    group.add_argument("--sample", type=positive, metavar="N", help="N rows drawn at random")
+    group.add_argument("--seed", type=int, default=0, metavar="S", help="of --sample (default: 0)")
+    group.add_argument(
+        "--method",
+        default="clair",
+        choices=["clair"],
+        help="how pairs are made (default: %(default)s)",
+    )
+
+    group = parser.add_argument_group(
+        "the model to be aligned",
+        "asked only where a row has no response; a name, local:FOLDER or local:smollm2",
+    )
+    group.add_argument("--model", type=named, metavar="NAME")
+    _endpoint_arguments(group, "model", "model-")
+    group = parser.add_argument_group("the reviser", "a name, local:FOLDER or local:smollm2")
+    group.add_argument("--reviser", type=named, metavar="NAME")
+    _endpoint_arguments(group, "reviser", "")
+    group.add_argument(
+        "--template",
+        metavar="NAME|FILE",
+        help="how the reviser is asked (`clair-apo templates`; default: paper, and "
+        "answer-only for local:smollm2)",
+    )
+
+    group = parser.add_argument_group("what counts as a good revision")
+    group.add_argument(
+        "--minimality",
+        type=band,
+        metavar="LOW..HIGH",
+        help="band of the edit ratio; outside of it the reviser is asked once more",
+    )
+    group.add_argument(
+        "--length-ratio",
+        type=band,
+        metavar="LOW..HIGH",
+        help="band of chosen over rejected length; outside of it a pair is flagged (default: 0.5..2)",
+    )
+    group.add_argument(
+        "--drop",
+        type=flag_names,
+        default=(),
+        metavar="FLAG[,FLAG]",
+        help="leave out pairs with these flags: truncated_look, leaked_frame, "
+        "comment_cut, code_fence, script_switch, length_ratio, edit_ratio",
+    )
+
+    group = parser.add_argument_group("calls")
+    group.add_argument(
+        "--concurrency",
+        type=positive,
+        default=64,
+        metavar="N",
+        help="calls in flight (default: %(default)s)",
+    )
+    group.add_argument(
+        "--timeout",
+        type=above_zero,
+        default=600.0,
+        metavar="S",
+        help="seconds for one try of a call (default: %(default)g)",
+    )
+    group.add_argument(
+        "--retries",
+        type=not_negative,
+        default=6,
+        metavar="N",
+        help="further tries where the way failed (default: %(default)s)",
+    )
+
+    group = parser.add_argument_group("a run that was begun before")
+    group.add_argument("--fresh", action="store_true", help="begin anew; nothing is used again")
+    group.add_argument(
+        "--continue",
+        dest="go_on",
+        action="store_true",
+        help="go on with changed settings; equal requests are not paid again",
+    )
+    group.add_argument(
+        "--retry-failed",
+        action="store_true",
+        help="ask again for rows that failed with a paid reply, too",
+    )
+
+
+def _endpoint_arguments(group: argparse._ArgumentGroup, who: str, prefix: str) -> None:
+    group.add_argument(
+        f"--{who}-url",
+        metavar="URL",
+        help="base URL, without /chat/completions (default: $OPENAI_BASE_URL)",
+    )
+    group.add_argument(
+        f"--{who}-key-env",
+        metavar="VAR",
+        help="environment variable with the key (default: OPENAI_API_KEY)",
+    )
+    group.add_argument(f"--{prefix}temperature", type=not_negative_float, metavar="T")
+    group.add_argument(f"--{prefix}top-p", type=above_zero, metavar="P")
+    group.add_argument(f"--{prefix}max-tokens", type=positive, metavar="N")
+    group.add_argument(f"--{prefix}reasoning-effort", metavar="WORD")
+    group.add_argument(
+        f"--{prefix}extra-body",
+        type=json_object,
+        metavar="JSON",
+        help="further fields of the request",
+    )
+
+
+def positive(text: object) -> int:
+    """A whole number of at least 1. These types take what YAML gives as well as text."""
+    number = _whole(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not a whole number of at least 1")
+    return number
+
+
+def not_negative(text: object) -> int:
+    number = _whole(text)
+    if number < 0:
+        raise argparse.ArgumentTypeError(f"{text} is not a whole number of at least 0")
+    return number
+
+
+def _whole(text: object) -> int:
+    try:
+        return int(str(text))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number") from None
+
+
+def above_zero(text: object) -> float:
+    number = not_negative_float(text)
+    if number == 0:
+        raise argparse.ArgumentTypeError(f"{text} is not above 0")
+    return number
+
+
+def not_negative_float(text: object) -> float:
+    try:
+        number = float(str(text))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number") from None
+    if not 0 <= number < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text} is not a number of at least 0")
+    return number
+
+
+def band(text: object) -> tuple[float, float]:
+    """`0.05..0.6` as a pair."""
+    if isinstance(text, tuple | list) and len(text) == 2:
+        text = f"{text[0]}..{text[1]}"
+    low, dots, high = str(text).partition("..")
+    try:
+        pair = float(low), float(high)
+    except ValueError:
+        pair = None
+    if not dots or pair is None or not 0 <= pair[0] <= pair[1] < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a band such as 0.05..0.6")
+    return pair
+
+
+def flag_names(text: object) -> tuple[str, ...]:
+    from clair_apo.build.checks import parse_flags
+
+    try:
+        return tuple(sorted(parse_flags(text)))  # type: ignore[arg-type]
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def json_object(text: object) -> dict[str, Any]:
+    try:
+        value = json.loads(text) if isinstance(text, str) else text
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"not JSON: {error}") from None
+    if not isinstance(value, dict):
+        raise argparse.ArgumentTypeError("not a JSON object")
+    reserved = sorted({"model", "messages", "stream", "n"} & value.keys())
+    if reserved:
+        raise argparse.ArgumentTypeError(f"{reserved[0]!r} cannot be set this way")
+    return value
+
+
+def named(text: object) -> str:
+    name = str(text).strip()
+    if not name or name == "local:":
+        raise argparse.ArgumentTypeError("the name is empty")
+    return name
+
+
+def key_from(variable: str | None) -> str | None:
+    """The key that the environment holds. Raises UsageError for a named variable that is not set, or
+    for a key that no header can hold; the key itself is in no message."""
+    name = variable or "OPENAI_API_KEY"
+    key = os.environ.get(name, "").strip()
+    if variable and not key:
+        raise UsageError(f"the environment variable {name} is not set, or empty")
+    if not key.isascii() or not key.isprintable():
+        raise UsageError(f"the key in {name} holds characters that no HTTP header can")
+    return key or None

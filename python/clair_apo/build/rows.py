@@ -1,0 +1,511 @@
+"""The input of build-pairs: rows of a file as prompts and answers, good ones and bad ones.
+
+A bad cell makes one failure row that says file, row and column; the others go on. The input is read
+twice, once to make the calls and once to write the tables, and never held as a whole.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import random
+import sqlite3
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from itertools import groupby, islice
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from clair_apo import files
+from clair_apo.errors import ClairError
+from clair_apo.files import BadRow
+from clair_apo.llm.chat import Message
+
+# A prompt or an answer beyond this is no chat text but a mistake in the table; it would take the whole
+# context of any model, and hours to compare.
+MAX_CELL_BYTES = 4 << 20
+ROLES = ("system", "developer", "user", "assistant", "tool")
+
+
+@dataclass(frozen=True, slots=True)
+class InputRow:
+    """One prompt to make a pair for. `content` is a digest of prompt and answer; `repeat` counts the
+    earlier rows with the same content."""
+
+    number: int
+    id: str
+    messages: list[Message]
+    response: str | None
+    content: bytes
+    repeat: int
+
+
+@dataclass(frozen=True, slots=True)
+class UnusableRow:
+    """A row that cannot be used, and why."""
+
+    number: int
+    id: str | None
+    prompt: str | None
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """Some consecutive rows, and what else their columns hold, row for row (None: nothing else)."""
+
+    rows: list[InputRow | UnusableRow]
+    extra: pa.StructArray | None
+
+
+@dataclass(frozen=True, slots=True)
+class Columns:
+    """Which columns mean what."""
+
+    prompt: str = "prompt"
+    response: str | None = None
+    id: str | None = None
+
+    @property
+    def named(self) -> set[str]:
+        return {name for name in (self.prompt, self.response, self.id) if name}
+
+
+@dataclass(frozen=True, slots=True)
+class Survey:
+    """What reading the whole input once tells: sizes, and the type of the other columns."""
+
+    rows: int
+    without_response: int
+    extra: pa.StructType | None
+
+
+@dataclass(slots=True)
+class Input:
+    """The selected rows of the input files. `limit` takes the first rows, `sample` draws from those."""
+
+    spec: str
+    columns: Columns
+    limit: int | None = None
+    sample: int | None = None
+    seed: int = 0
+    paths: list[Path] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.paths = files.expand(self.spec)
+        self.columns = _resolve(self.paths, self.columns)
+
+    def survey(self) -> Survey:
+        """Reads the selected rows once and says what they hold."""
+        rows = missing = 0
+        types = _ExtraTypes(self.columns.named)
+        for source in self._selected():
+            rows += 1
+            if isinstance(source.record, dict):
+                missing += self._needs_answer(source.record)
+                if source.batch is None:
+                    types.see(source.record)
+        schemas = [schema for path in self.paths if (schema := files.columns_of(path)) is not None]
+        extra = _arrow_extra(schemas, self.columns) if schemas else types.result()
+        return Survey(rows, missing, extra)
+
+    def chunks(self, extra: pa.StructType | None = None) -> Iterator[Chunk]:
+        """The selected rows in order. With `extra`, the other columns come along as that type."""
+        with _Repeats() as repeats:
+            selected = self._selected(repeats)
+            while part := list(islice(selected, files.BATCH_ROWS)):
+                rows = [source.row for source in part if source.row is not None]
+                yield Chunk(rows, None if extra is None else _extra_array(part, extra))
+
+    def _selected(self, repeats: _Repeats | None = None) -> Iterator[_Source]:
+        """The selected records; as rows too where `repeats` is given."""
+        chosen = self._chosen()
+        for number, source in enumerate(islice(self._records(), self.limit)):
+            if repeats is not None:
+                # Rows that are not selected are counted too, so ids do not hang on the selection.
+                source.row = self._row(number, source, repeats)
+            if chosen is None or chosen[number]:
+                yield source
+
+    def _chosen(self) -> bytearray | None:
+        if self.sample is None:
+            return None
+        total = sum(1 for _ in islice(self._records(), self.limit))
+        chosen = bytearray(total)
+        for number in random.Random(self.seed).sample(range(total), min(self.sample, total)):
+            chosen[number] = 1
+        return chosen
+
+    def _records(self) -> Iterator[_Source]:
+        for path in self.paths:
+            if files.suffix(path) != ".parquet":
+                for number, record in enumerate(files.read_rows(path)):
+                    yield _Source(f"{path}, row {number}", record)
+                continue
+            number = 0
+            for item in files.read_batches(path):
+                if isinstance(item, BadRow):
+                    yield _Source(f"{path}, row {number}", item)
+                    number += 1
+                    continue
+                # Only these become Python objects; the others pass through as Arrow, of any type.
+                named = item.select([name for name in item.schema.names if name in self.columns.named])
+                for index, record in enumerate(files.as_rows(named)):
+                    yield _Source(f"{path}, row {number}", record, item, index)
+                    number += 1
+
+    def _needs_answer(self, record: files.Row) -> bool:
+        try:
+            _messages(record, self.columns.prompt)
+            return _response(record, self.columns.response) is None
+        except _BadCell:
+            return False
+
+    def _row(self, number: int, source: _Source, repeats: _Repeats) -> InputRow | UnusableRow:
+        record, where = source.record, source.where
+        if isinstance(record, BadRow):
+            return UnusableRow(number, None, None, f"{where}: {record.reason}")
+        shown = _shown_prompt(record.get(self.columns.prompt))
+        row_id: str | None = None
+        try:
+            messages = _messages(record, self.columns.prompt)
+            response = _response(record, self.columns.response)
+            content = _digest(messages, response)
+            repeat = repeats.count(content)
+            row_id = (
+                content.hex()[:20] + (f"-{repeat + 1}" if repeat else "")
+                if self.columns.id is None
+                else _own_id(record, self.columns.id)
+            )
+            _check_sizes(messages, response, self.columns)
+        except _BadCell as bad:
+            return UnusableRow(number, row_id, shown, f"{where}, column {bad.column!r}: {bad.reason}")
+        return InputRow(number, row_id, messages, response, content, repeat)
+
+
+@dataclass(slots=True)
+class _Source:
+    """A record as read, the words that say where it stands, and for Parquet the batch it is from."""
+
+    where: str
+    record: files.Row | BadRow
+    batch: pa.RecordBatch | None = None
+    index: int = 0
+    row: InputRow | UnusableRow | None = None
+
+
+class _BadCell(Exception):
+    def __init__(self, column: str, reason: str) -> None:
+        self.column = column
+        self.reason = reason
+
+
+def _messages(record: files.Row, column: str) -> list[Message]:
+    if column not in record:
+        raise _BadCell(column, "the row has no such column")
+    cell = record[column]
+    if isinstance(cell, str):
+        if not cell.strip():
+            raise _BadCell(column, "the prompt is empty")
+        as_list = _json_messages(cell)
+        if as_list is None:
+            return [{"role": "user", "content": _text(cell, column)}]
+        cell = as_list
+    if cell is None:
+        raise _BadCell(column, "the prompt is null")
+    if not isinstance(cell, list):
+        raise _BadCell(column, f"a {files.json_type(cell)}, where text or a list of messages belongs")
+    messages = [_message(item, index, column) for index, item in enumerate(cell)]
+    if not messages:
+        raise _BadCell(column, "the list of messages is empty")
+    if messages[-1]["role"] not in ("user", "tool"):
+        raise _BadCell(
+            column,
+            "the last message must be the user's; the model's own answer belongs "
+            "in a column of its own (--response-column)",
+        )
+    if not messages[-1]["content"].strip():
+        raise _BadCell(column, "the last message is empty")
+    return messages
+
+
+def _message(item: object, index: int, column: str) -> Message:
+    if not isinstance(item, dict):
+        raise _BadCell(
+            column,
+            f"message {index} is a {files.json_type(item)}, not an object with role and content",
+        )
+    role, content = item.get("role"), item.get("content")
+    if role not in ROLES:
+        raise _BadCell(column, f"message {index} has the role {role!r}; known are {', '.join(ROLES)}")
+    if isinstance(content, list):  # content parts, of which only text can be revised
+        parts = [
+            part["text"]
+            for part in content
+            if isinstance(part, dict) and part.get("type") == "text" and isinstance(part.get("text"), str)
+        ]
+        if len(parts) != len(content):
+            raise _BadCell(column, f"message {index} holds something other than text")
+        content = "".join(parts)
+    if not isinstance(content, str):
+        raise _BadCell(
+            column,
+            f"the content of message {index} is a {files.json_type(content)}, where text belongs",
+        )
+    return {"role": role, "content": _text(content, column)}
+
+
+def _json_messages(cell: str) -> list[Any] | None:
+    """A message list that stands in a cell as JSON, as it must in CSV; None for any other text."""
+    if not cell.lstrip().startswith("["):
+        return None
+    try:
+        value = json.loads(cell)
+    except (ValueError, RecursionError):
+        return None
+    if (
+        isinstance(value, list)
+        and value
+        and all(isinstance(item, dict) and "role" in item and "content" in item for item in value)
+    ):
+        return value
+    return None
+
+
+def _response(record: files.Row, column: str | None) -> str | None:
+    cell = record.get(column) if column else None
+    if _is_missing(cell) or column is None:
+        return None
+    if isinstance(cell, list):
+        # An answer as TRL writes it: a list of one assistant message.
+        messages = [_message(item, index, column) for index, item in enumerate(cell)]
+        if len(messages) != 1 or messages[0]["role"] != "assistant":
+            raise _BadCell(column, "a list of messages, where one answer belongs")
+        cell = messages[0]["content"]
+    if not isinstance(cell, str):
+        raise _BadCell(column, f"a {files.json_type(cell)}, where text belongs")
+    return _text(cell, column)
+
+
+def _is_missing(cell: object) -> bool:
+    # CSV knows no null, so an empty answer means that there is none.
+    return cell is None or (isinstance(cell, str) and not cell.strip())
+
+
+def _text(text: str, column: str) -> str:
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise _BadCell(column, f"not valid Unicode text (character {error.start})") from None
+    return text
+
+
+def _check_sizes(messages: list[Message], response: str | None, columns: Columns) -> None:
+    sizes = [
+        (columns.prompt, sum(len(message["content"].encode()) for message in messages)),
+        (columns.response or "", len((response or "").encode())),
+    ]
+    for column, size in sizes:
+        if size > MAX_CELL_BYTES:
+            raise _BadCell(
+                column,
+                f"{size / (1 << 20):.1f} MiB of text in one cell; the most is {MAX_CELL_BYTES >> 20} MiB",
+            )
+
+
+def _own_id(record: files.Row, column: str) -> str:
+    value = record.get(column)
+    if isinstance(value, bool) or not isinstance(value, str | int) or value == "":
+        raise _BadCell(column, f"{value!r} is no id; text or a whole number belongs there")
+    return _text(str(value), column)
+
+
+def _digest(messages: list[Message], response: str | None) -> bytes:
+    text = json.dumps([messages, response], ensure_ascii=False, sort_keys=True)
+    return hashlib.sha256(text.encode()).digest()[:16]
+
+
+def _shown_prompt(cell: object, most: int = 2000) -> str | None:
+    """What of a prompt a failure row shows."""
+    if cell is None:
+        return None
+    text = cell if isinstance(cell, str) else json.dumps(cell, ensure_ascii=False, default=str)
+    return text[:most].encode("utf-8", "replace").decode()
+
+
+class _Repeats:
+    """Counts equal contents over any number of rows, on disk beyond a few megabytes."""
+
+    def __enter__(self) -> _Repeats:
+        self._db = sqlite3.connect("", isolation_level=None)  # "": a temporary file of SQLite's own
+        self._db.execute("PRAGMA journal_mode=OFF")
+        self._db.execute("PRAGMA synchronous=OFF")
+        self._db.execute("CREATE TABLE seen (content BLOB PRIMARY KEY, n INT) WITHOUT ROWID")
+        self._db.execute("BEGIN")
+        return self
+
+    def count(self, content: bytes) -> int:
+        """How often `content` was counted before."""
+        row = self._db.execute(
+            "INSERT INTO seen VALUES (?, 0) ON CONFLICT (content) DO UPDATE SET n = n + 1 RETURNING n",
+            (content,),
+        ).fetchone()
+        return int(row[0])
+
+    def __exit__(self, *_: object) -> None:
+        self._db.close()
+
+
+def _resolve(paths: list[Path], columns: Columns) -> Columns:
+    """Settles the columns against the files. Raises ClairError for one that is missing or of a wrong
+    type; the response column is optional unless it was named."""
+    needed = {
+        "--prompt-column": columns.prompt,
+        "--id-column": columns.id,
+        "--response-column": columns.response,
+    }
+    settled = Columns(columns.prompt, columns.response or "response", columns.id)
+    for path in paths:
+        schema = files.columns_of(path)
+        missing, names = _missing_columns(path, schema, {name for name in needed.values() if name})
+        for flag, name in needed.items():
+            if name in missing:
+                raise ClairError(
+                    f"{path}: no column {name!r}; it has {', '.join(names) or 'none'}. "
+                    f"Name another with {flag}."
+                )
+        for name in (settled.prompt, settled.response):
+            if name and schema is not None and name in schema.names:
+                _check_type(path, schema, name)
+    return settled
+
+
+def _missing_columns(path: Path, schema: pa.Schema | None, wanted: set[str]) -> tuple[set[str], list[str]]:
+    """Which of `wanted` no row has, and the columns there are. Empty files miss nothing."""
+    if schema is not None:
+        return wanted - set(schema.names), schema.names
+    missing, names = set(wanted), dict[str, None]()
+    for record in files.read_rows(path):
+        if isinstance(record, dict):
+            names.update(dict.fromkeys(record))
+            missing -= record.keys()
+            if not missing:
+                break
+    return (missing, list(names)) if names else (set(), [])
+
+
+def _check_type(path: Path, schema: pa.Schema, name: str) -> None:
+    kind = schema.field(name).type
+    if pa.types.is_dictionary(kind):
+        kind = kind.value_type
+    text = (
+        pa.types.is_string(kind)
+        or pa.types.is_large_string(kind)
+        or pa.types.is_string_view(kind)
+        or pa.types.is_null(kind)
+    )
+    listed = pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_list_view(kind)
+    if not text and not (listed and pa.types.is_struct(kind.value_type)):
+        raise ClairError(
+            f"{path}: column {name!r} is of type {schema.field(name).type}; text or a "
+            "list of messages belongs there"
+        )
+
+
+def _arrow_extra(schemas: list[pa.Schema], columns: Columns) -> pa.StructType | None:
+    others = [pa.schema([f for f in schema if f.name not in columns.named]) for schema in schemas]
+    try:
+        merged = pa.unify_schemas(others, promote_options="permissive")
+    except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
+        raise ClairError(f"the files' columns do not go together: {files.first_line(error)}") from error
+    fields = [_storable(f) for f in merged]
+    return pa.struct(fields) if fields else None
+
+
+def _storable(item: pa.Field) -> pa.Field:
+    """A field of a type that Parquet holds whatever the rows are."""
+    kind = item.type
+    if pa.types.is_null(kind):
+        kind = pa.string()
+    elif pa.types.is_dictionary(kind):
+        kind = kind.value_type
+    if pa.types.is_string_view(kind):  # not every reader of Parquet knows views yet
+        kind = pa.string()
+    return pa.field(item.name, kind)
+
+
+class _ExtraTypes:
+    """Finds a type for each loose column of JSON or CSV rows; mixed ones are kept as JSON text."""
+
+    def __init__(self, named: set[str]) -> None:
+        self._named = named
+        self._types: dict[str, pa.DataType] = {}
+
+    def see(self, record: files.Row) -> None:
+        for name, value in record.items():
+            if name in self._named:
+                continue
+            known = self._types.get(name, pa.null())
+            if known == pa.string():
+                continue  # nothing is wider
+            self._types[name] = _wider(known, value)
+
+    def result(self) -> pa.StructType | None:
+        fields = [_storable(pa.field(name, kind)) for name, kind in self._types.items()]
+        return pa.struct(fields) if fields else None
+
+
+def _wider(known: pa.DataType, value: object) -> pa.DataType:
+    if value is None:
+        return known
+    try:
+        kind = pa.infer_type([value])
+        if kind == known:
+            return known
+        merged = pa.unify_schemas(
+            [pa.schema([("x", known)]), pa.schema([("x", kind)])], promote_options="permissive"
+        )
+        return merged.field("x").type
+    except (pa.ArrowException, OverflowError):
+        return pa.string()
+
+
+def _extra_array(sources: list[_Source], extra: pa.StructType) -> pa.StructArray:
+    """The other columns of consecutive records, as structs of one type."""
+    parts = []
+    for _, group in groupby(sources, key=lambda source: id(source.batch)):
+        run = list(group)
+        batch = run[0].batch
+        if batch is None:
+            parts.append(_loose(run, extra))
+            continue
+        places = pa.array([source.index for source in run], pa.int64())
+        columns = [
+            batch.column(item.name).cast(item.type).take(places)
+            if item.name in batch.schema.names
+            else pa.nulls(len(run), item.type)
+            for item in extra
+        ]
+        parts.append(pa.StructArray.from_arrays(columns, fields=list(extra)))
+    return pa.concat_arrays(parts)
+
+
+def _loose(sources: list[_Source], extra: pa.StructType) -> pa.StructArray:
+    columns = []
+    for item in extra:
+        values = [
+            source.record.get(item.name) if isinstance(source.record, dict) else None for source in sources
+        ]
+        if item.type == pa.string():
+            values = [_as_text(value) for value in values]
+        columns.append(pa.array(values, item.type))
+    return pa.StructArray.from_arrays(columns, fields=list(extra))
+
+
+def _as_text(value: object) -> str | None:
+    if value is None:
+        return None
+    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
+    return text.encode("utf-8", "replace").decode()

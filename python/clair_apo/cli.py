@@ -1,0 +1,263 @@
+"""The commands, thin: read the flags, call, print. Nothing heavy is imported before a command runs."""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import errno
+import os
+import sys
+import traceback
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NoReturn
+
+from clair_apo.errors import (
+    EXIT_CANNOT_GO_ON,
+    EXIT_INTERRUPTED,
+    EXIT_USAGE,
+    ClairError,
+    UsageError,
+)
+
+DESCRIPTION = """CLAIR preference pairs and APO training.
+
+A model's answers are revised as little as possible by a stronger model: the revision is chosen, the
+original is rejected."""
+
+
+@dataclass(frozen=True, slots=True)
+class Command:
+    """One command: what its help says, its flags, and what runs it."""
+
+    help: str
+    arguments: Callable[[argparse.ArgumentParser], None]
+    run: Callable[[argparse.Namespace], int]
+
+
+def _commands() -> dict[str, Command]:
+    from clair_apo.build.options import add_arguments
+    from clair_apo.report.command import diff_arguments, run_diff, run_stats, stats_arguments
+
+    def run_build(args: argparse.Namespace) -> int:
+        from clair_apo.build.command import run_build
+
+        return run_build(args)
+
+    def run_templates(args: argparse.Namespace) -> int:
+        from clair_apo.build.command import run_templates
+
+        return run_templates(args)
+
+    return {
+        "build-pairs": Command("make preference pairs from prompts", add_arguments, run_build),
+        "stats": Command("how contrastive are the pairs of a file", stats_arguments, run_stats),
+        "diff": Command("what changed within a pair", diff_arguments, run_diff),
+        "templates": Command(
+            "list the revision templates, or show one", _templates_arguments, run_templates
+        ),
+    }
+
+
+def _templates_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("name", nargs="?", metavar="NAME", help="show this one")
+    parser.epilog = "example:\n  clair-apo templates paper > mine.txt"
+
+
+class _Parser(argparse.ArgumentParser):
+    """Says what is wrong in one line; the whole usage is behind --help."""
+
+    def error(self, message: str) -> NoReturn:
+        print(f"{self.prog}: {message}\n`{self.prog} --help` lists the flags.", file=sys.stderr)
+        raise SystemExit(EXIT_USAGE)
+
+
+class _Version(argparse.Action):
+    def __call__(self, *_: object, **__: object) -> NoReturn:
+        import clair_apo
+
+        print(f"clair-apo {clair_apo.__version__}")
+        raise SystemExit(0)
+
+
+def _parser(commands: Mapping[str, Command]) -> tuple[_Parser, dict[str, _Parser]]:
+    plain = argparse.RawDescriptionHelpFormatter
+    parser = _Parser(
+        "clair-apo",
+        description=DESCRIPTION,
+        formatter_class=plain,
+        allow_abbrev=False,
+        epilog="example:\n  clair-apo build-pairs --input prompts.parquet\n\n"
+        "`clair-apo COMMAND --help` tells more about each.",
+    )
+    parser.add_argument("--version", nargs=0, action=_Version, help="print the version and exit")
+    subparsers = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    found = {}
+    for name, command in commands.items():
+        sub = subparsers.add_parser(
+            name,
+            help=command.help,
+            description=command.help,
+            formatter_class=plain,
+            allow_abbrev=False,
+        )
+        command.arguments(sub)
+        group = sub.add_argument_group("every command")
+        group.add_argument(
+            "--config",
+            metavar="FILE.yaml",
+            help="any flag of this command under its name; the command line wins",
+        )
+        group.add_argument(
+            "--json", action="store_true", help="print one JSON document on stdout and nothing else"
+        )
+        group.add_argument("--quiet", action="store_true", help="no bar and no remarks")
+        found[name] = sub
+    return parser, found
+
+
+def namespace(command: str, flags: Mapping[str, Any]) -> argparse.Namespace:
+    """The parsed flags of a command from Python values by name; raises TypeError for an unknown flag,
+    UsageError for an impossible value or a required one that is missing."""
+    _, subparsers = _parser(_commands())
+    parser = subparsers[command]
+    known = _flags(parser)
+    values = argparse.Namespace(**{a.dest: a.default for a in parser._actions if a.dest != "help"})
+    given = set()
+    for name, value in flags.items():
+        action = known.get(name.rstrip("_").replace("_", "-"))
+        if action is None:
+            raise TypeError(f"{command.replace('-', '_')} has no flag {name!r}{_nearest(name, known)}")
+        if value is not None:
+            setattr(values, action.dest, _value(action, value, name))
+            given.add(action.dest)
+    for action in known.values():
+        if action.required and action.dest not in given:
+            raise UsageError(f"{action.dest} is missing")
+    return values
+
+
+def _flags(parser: argparse.ArgumentParser) -> dict[str, argparse.Action]:
+    """Flags by their long name without the dashes."""
+    return {
+        option[2:]: action
+        for action in parser._actions
+        for option in action.option_strings
+        if option.startswith("--") and option not in ("--help", "--config")
+    }
+
+
+def _apply_config(parser: argparse.ArgumentParser, file: str) -> None:
+    """Makes the values of a YAML file the defaults of `parser`."""
+    import yaml
+
+    try:
+        content = yaml.safe_load(Path(file).read_text("utf-8"))
+    except OSError as error:
+        raise ClairError(f"{file}: {error.strerror or error}") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UsageError(f"{file}: not YAML: {error}") from error
+    if content is None:
+        return
+    if not isinstance(content, dict):
+        raise UsageError(f"{file}: flags by name were expected, such as `concurrency: 32`")
+    known = _flags(parser)
+    for key, value in content.items():
+        action = known.get(str(key).replace("_", "-"))
+        if action is None:
+            raise UsageError(f"{file}: unknown key {str(key)!r}{_nearest(str(key), known)}")
+        if value is not None:
+            action.default = _value(action, value, f"{file}: {key}")
+            action.required = False
+
+
+def _nearest(name: str, known: Mapping[str, object]) -> str:
+    near = difflib.get_close_matches(name.replace("_", "-"), known, 1, 0.5)
+    return f"; the nearest is {near[0]!r}" if near else ""
+
+
+def _value(action: argparse.Action, value: object, name: str) -> Any:
+    """A value of a file or a call as the flag would have it. Raises UsageError."""
+    if action.nargs == 0:
+        if not isinstance(value, bool):
+            raise UsageError(f"{name}: {value!r} is neither true nor false")
+        return value
+    try:
+        # Every `type` of ours takes what YAML and Python give as well as text.
+        typed = action.type(value) if callable(action.type) else _text(value)  # type: ignore[arg-type]
+    except (argparse.ArgumentTypeError, TypeError, ValueError) as error:
+        raise UsageError(f"{name}: {error}") from error
+    if action.choices is not None and typed not in action.choices:
+        raise UsageError(f"{name}: {typed!r} is not one of {', '.join(map(str, action.choices))}")
+    return typed
+
+
+def _text(value: object) -> str:
+    if isinstance(value, str | int | float) and not isinstance(value, bool):
+        return str(value)
+    if isinstance(value, os.PathLike):
+        return str(os.fspath(value))
+    raise TypeError(f"{value!r} is not text")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The entry point of `clair-apo`. Returns the exit status."""
+    argv = list(sys.argv[1:] if arguments is None else arguments)
+    commands = _commands()
+    parser, subparsers = _parser(commands)
+    try:
+        config = _config_of(argv)
+        if config is not None and argv[0] in subparsers:
+            _apply_config(subparsers[argv[0]], config)
+        args = parser.parse_args(argv)
+        status = commands[args.command].run(args)
+        sys.stdout.flush()
+        return status
+    except ClairError as error:
+        return _fail(str(error), error.exit_code)
+    except KeyboardInterrupt:
+        return _fail("interrupted", EXIT_INTERRUPTED)
+    except BrokenPipeError:
+        # Whoever read our output has seen enough; the interpreter must not complain at its end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except OSError as error:
+        return _fail(_os_error(error), EXIT_CANNOT_GO_ON)
+    except Exception as error:
+        return _fail(
+            f"unexpected {type(error).__name__}: {error}\nThis is a mistake in clair-apo; "
+            "CLAIR_APO_DEBUG=1 shows where.",
+            EXIT_CANNOT_GO_ON,
+        )
+
+
+def _config_of(argv: Sequence[str]) -> str | None:
+    for index, word in enumerate(argv):
+        if word == "--config" and index + 1 < len(argv):
+            return argv[index + 1]
+        if word.startswith("--config="):
+            return word.partition("=")[2]
+    return None
+
+
+def _os_error(error: OSError) -> str:
+    where = f"{error.filename}: " if error.filename else ""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return (
+            f"{where}the disk is full. Make room and run the same command again; what was finished is kept."
+        )
+    return f"{where}{error.strerror or error}"
+
+
+def _fail(message: str, status: int) -> int:
+    from clair_apo.terminal import safe
+
+    if os.environ.get("CLAIR_APO_DEBUG"):
+        traceback.print_exc()
+    print(f"clair-apo: {safe(message)}", file=sys.stderr)
+    return status
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,291 @@
+"""Files by extension: which files a word on the command line means, and reading and writing them.
+
+Reading never loses a good row to a bad one: what cannot be read comes out in its place, as a `BadRow`
+that says why. Writing goes beside the final name and is moved into place when it is whole.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import glob
+import io
+import json
+import os
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from clair_apo.errors import ClairError
+
+INPUT_SUFFIXES = (".parquet", ".jsonl", ".jsonl.gz", ".jsonl.zst", ".csv")
+OUTPUT_SUFFIXES = (".parquet", ".jsonl", ".jsonl.gz", ".jsonl.zst")
+# A line longer than this is not read into memory: it is one bad row.
+MAX_LINE_BYTES = 64 * 1024 * 1024
+# Rows decoded at a time. Small enough that a batch of long answers stays in the tens of megabytes.
+BATCH_ROWS = 256
+
+
+@dataclass(frozen=True, slots=True)
+class BadRow:
+    """A row of a file that cannot be read. `column` is None where the whole row is the trouble."""
+
+    reason: str
+    column: str | None = None
+
+
+Row = dict[str, Any]
+
+
+def suffix(path: Path) -> str:
+    """The extension that says what a file is, its compression included: `.jsonl.gz`."""
+    name = path.name.lower()
+    return next((s for s in sorted(INPUT_SUFFIXES, key=len, reverse=True) if name.endswith(s)), "")
+
+
+def expand(spec: str | os.PathLike[str]) -> list[Path]:
+    """The files that `spec` names: a file, a folder of files, or a glob of them, in order of name.
+
+    Raises ClairError where there are none or one of them is of a kind that is not read.
+    """
+    path = Path(spec)
+    if path.is_dir():
+        found = sorted(p for p in path.iterdir() if p.is_file() and suffix(p) and not _by_product(p))
+        if not found:
+            raise ClairError(f"{spec}: no file in this folder ends in {_one_of(INPUT_SUFFIXES)}")
+        return found
+    if not path.exists():
+        found = sorted(Path(p) for p in glob.glob(str(spec), recursive=True) if Path(p).is_file())
+        if not found:
+            raise ClairError(f"{spec}: no such file")
+    else:
+        found = [path]
+    for p in found:
+        if not suffix(p):
+            raise ClairError(
+                f"{p}: what this file is cannot be told; its name must end in {_one_of(INPUT_SUFFIXES)}"
+            )
+    return found
+
+
+def _by_product(path: Path) -> bool:
+    """Whether a file stands beside a table of pairs and is none: not meant where a folder is named."""
+    return path.name.startswith(".") or path.name.endswith((".failures.parquet", ".dropped.parquet"))
+
+
+def _one_of(names: tuple[str, ...]) -> str:
+    return ", ".join(names[:-1]) + " or " + names[-1]
+
+
+def check_output(path: Path) -> None:
+    """Raises ClairError where `path` cannot be written: unknown extension, or no such folder."""
+    if not any(path.name.lower().endswith(s) for s in OUTPUT_SUFFIXES):
+        raise ClairError(
+            f"{path}: cannot write this kind of file; the name must end in {_one_of(OUTPUT_SUFFIXES)}"
+        )
+    if path.is_dir():
+        raise ClairError(f"{path}: is a folder; name a file")
+    if not path.parent.is_dir():
+        raise ClairError(f"{path.parent}: no such folder")
+
+
+def columns_of(path: Path) -> pa.Schema | None:
+    """The Arrow schema of a Parquet file; None for files whose columns show only in their rows."""
+    if suffix(path) != ".parquet":
+        return None
+    with _parquet(path) as file:
+        return file.schema_arrow
+
+
+def count_rows(path: Path) -> int | None:
+    """Rows of a Parquet file by its footer; None where only reading would tell."""
+    if suffix(path) != ".parquet":
+        return None
+    with _parquet(path) as file:
+        return int(file.metadata.num_rows)
+
+
+def read_rows(path: Path, columns: list[str] | None = None) -> Iterator[Row | BadRow]:
+    """Every row of a file in order: a dict of column to value, or a BadRow in the place of a row.
+
+    `columns` narrows what is decoded where the format allows. Memory is bounded by `BATCH_ROWS` rows,
+    one line, and for Parquet the compressed pages of one row group's columns in flight.
+    Raises ClairError where the file cannot be opened at all.
+    """
+    kind = suffix(path)
+    if kind == ".parquet":
+        for item in read_batches(path, columns):
+            if isinstance(item, pa.RecordBatch):
+                yield from as_rows(item)
+            else:
+                yield item
+    elif kind == ".csv":
+        yield from _csv_rows(path)
+    else:
+        yield from _jsonl_rows(path)
+
+
+def as_rows(batch: pa.RecordBatch) -> Iterator[Row | BadRow]:
+    """The rows of a batch as Python objects; one that holds bytes that are no UTF-8 is a BadRow."""
+    try:
+        yield from batch.to_pylist()
+    except UnicodeDecodeError:
+        for index in range(batch.num_rows):
+            try:
+                yield from batch.slice(index, 1).to_pylist()
+            except UnicodeDecodeError as error:
+                yield BadRow(f"text that is not UTF-8 (byte {error.start} of a cell)")
+
+
+def read_batches(
+    path: Path, columns: list[str] | None = None, rows: int = BATCH_ROWS
+) -> Iterator[pa.RecordBatch | BadRow]:
+    """A Parquet file as record batches; one BadRow for each row of a row group that cannot be read."""
+    with _parquet(path) as file:
+        for group in range(file.metadata.num_row_groups):
+            done = 0
+            try:
+                for batch in file.iter_batches(rows, [group], columns, use_threads=False):
+                    yield batch
+                    done += batch.num_rows
+            except (pa.ArrowException, OSError) as error:
+                reason = f"row group {group} of {path.name} cannot be read: {first_line(error)}"
+                for _ in range(file.metadata.row_group(group).num_rows - done):
+                    yield BadRow(reason)
+
+
+@contextlib.contextmanager
+def _parquet(path: Path) -> Iterator[pq.ParquetFile]:
+    # pre_buffer reads whole row groups ahead: memory would follow the writer's row-group size.
+    try:
+        file = pq.ParquetFile(path, pre_buffer=False, buffer_size=1 << 20)
+    except PermissionError as error:
+        raise ClairError(f"{path}: {error.strerror}") from error
+    except FileNotFoundError as error:
+        raise ClairError(f"{path}: no such file") from error
+    except (pa.ArrowException, OSError) as error:
+        raise ClairError(f"{path}: not a readable Parquet file: {first_line(error)}") from error
+    with file:
+        yield file
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error's text: libraries put their own internals behind it."""
+    text = str(error).strip()
+    return text.splitlines()[0] if text else type(error).__name__
+
+
+def open_bytes(path: Path) -> IO[bytes]:
+    """A file for reading bytes, decompressed by its extension."""
+    compression = {".gz": "gzip", ".zst": "zstd"}.get(path.suffix.lower())
+    try:
+        stream = pa.input_stream(str(path), compression=compression)
+    except OSError as error:
+        raise ClairError(f"{path}: {error.strerror or first_line(error)}") from error
+    return io.BufferedReader(stream, 1 << 20)
+
+
+def _lines(path: Path) -> Iterator[bytes | BadRow]:
+    """Lines without their ends; blank ones are left out. A stream that breaks is one last bad row."""
+    with open_bytes(path) as file:
+        first = True
+        while True:
+            try:
+                line = file.readline(MAX_LINE_BYTES)
+                if len(line) == MAX_LINE_BYTES and not line.endswith(b"\n"):
+                    while (rest := file.readline(MAX_LINE_BYTES)) and not rest.endswith(b"\n"):
+                        pass
+                    yield BadRow(f"the line is longer than {MAX_LINE_BYTES >> 20} MiB")
+                    continue
+            except (pa.ArrowException, OSError) as error:
+                yield BadRow(f"{path.name} breaks off here, what follows is lost: {first_line(error)}")
+                return
+            if not line:
+                return
+            if first:
+                line = line.removeprefix(b"\xef\xbb\xbf")
+                first = False
+            if line := line.strip():
+                yield line
+
+
+def _jsonl_rows(path: Path) -> Iterator[Row | BadRow]:
+    for line in _lines(path):
+        if isinstance(line, BadRow):
+            yield line
+            continue
+        try:
+            row = json.loads(line)
+        except UnicodeDecodeError as error:
+            yield BadRow(f"not UTF-8 (byte {error.start} of the line)")
+        except (ValueError, RecursionError) as error:
+            yield BadRow(f"not JSON: {first_line(error)}")
+        else:
+            yield (
+                row
+                if isinstance(row, dict)
+                else BadRow(f"a JSON {json_type(row)}, where an object of columns was expected")
+            )
+
+
+def json_type(value: object) -> str:
+    """What JSON calls a value: text for people."""
+    names: list[tuple[type | tuple[type, ...], str]] = [
+        (bool, "boolean"),
+        (str, "string"),
+        ((int, float), "number"),
+        (list, "list"),
+        (dict, "object"),
+    ]
+    return next((name for kind, name in names if isinstance(value, kind)), "null")
+
+
+def _csv_rows(path: Path) -> Iterator[Row | BadRow]:
+    csv.field_size_limit(min(sys.maxsize, MAX_LINE_BYTES))
+    # Bytes that are no UTF-8 become lone surrogates, which the check of the cells finds: one bad row,
+    # where a decoding error would end the file.
+    with (
+        open_bytes(path) as raw,
+        io.TextIOWrapper(raw, "utf-8-sig", errors="surrogateescape", newline="") as file,
+    ):
+        reader = csv.reader(file)
+        try:
+            header = next(reader, [])
+        except csv.Error as error:
+            raise ClairError(f"{path}: the header cannot be read: {error}") from error
+        while True:
+            try:
+                cells = next(reader)
+            except StopIteration:
+                return
+            except csv.Error as error:
+                yield BadRow(f"not CSV (line {reader.line_num}): {error}")
+                continue
+            if not cells:
+                continue
+            if len(cells) != len(header):
+                yield BadRow(
+                    f"{len(cells)} cells where the header has {len(header)} (line {reader.line_num})"
+                )
+            else:
+                yield dict(zip(header, cells, strict=True))
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A name beside `path` to write to. It takes the place of `path` when the block ends well, and is
+    removed when it does not, so nobody ever sees half a file."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        yield temporary
+        with temporary.open("rb+") as file:
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        with contextlib.suppress(FileNotFoundError):
+            temporary.unlink()

@@ -1,0 +1,1 @@
+"""Asking language models: endpoints, the local model, and the ledger that never pays twice."""

@@ -1,0 +1,227 @@
+"""One chat call as data: the request, the reply, and what can be wrong with either.
+
+A reply is kept as the server sent it and interpreted anew whenever it is needed, so the ledger holds
+facts and not conclusions.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+Message = dict[str, str]
+
+# Failure kinds as they stand in the table of failures.
+WAY_FAILED = frozenset({"rate_limited", "timeout", "connection", "http_5xx"})
+KINDS = (
+    "input",
+    "http_4xx",
+    "http_5xx",
+    "rate_limited",
+    "timeout",
+    "connection",
+    "refusal",
+    "empty",
+    "truncated",
+    "content_filter",
+    "unparsable",
+    "context_length",
+    "invalid_reply",
+)
+
+_CUT = {"length", "max_tokens", "max_output_tokens", "model_length"}
+_FILTERED = {"content_filter", "safety", "recitation", "prohibited_content"}
+_NO_ANSWER = {"tool_calls", "function_call", "error", "abort", "cancelled"}
+
+
+class CallFailed(Exception):
+    """A call that gave nothing to use. `kind` is one of KINDS; `raw` is what the server sent, if it did."""
+
+    def __init__(
+        self,
+        kind: str,
+        message: str,
+        *,
+        status: int | None = None,
+        tries: int = 1,
+        raw: str | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.kind = kind
+        self.message = message
+        self.status = status
+        self.tries = tries
+        self.raw = raw
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What is asked: the model's name, the messages, and the sampling parameters that were set."""
+
+    model: str
+    messages: Sequence[Message]
+    params: Mapping[str, Any] = field(default_factory=dict)
+
+    def body(self) -> dict[str, Any]:
+        """The JSON body of a chat-completions call."""
+        return {"model": self.model, "messages": list(self.messages), **self.params}
+
+    def key(self, stage: str, content: bytes) -> bytes:
+        """A 16-byte content key: equal exactly for the same request about the same input row content.
+        The URL is no part of it, so a server may move."""
+        text = json.dumps([stage, self.body()], ensure_ascii=False, sort_keys=True, separators=(",", ":"))
+        digest = hashlib.sha256(text.encode("utf-8", "surrogatepass"))
+        digest.update(content)
+        return digest.digest()[:16]
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """A whole answer. Token counts are None where the server sent none."""
+
+    text: str
+    reasoning: str | None
+    model: str | None
+    tokens_in: int | None
+    tokens_out: int | None
+    at: float = 0.0  # seconds since the epoch, when it arrived
+    raw: str = ""
+
+
+class Backend(Protocol):
+    """Something that answers requests: an endpoint, or a model in this process."""
+
+    async def send(self, request: Request, repeat: int = 0) -> Sent:
+        """The reply's body. `repeat` tells equal requests of equal rows apart, for a backend that
+        draws its own random numbers. Raises CallFailed where there is no reply to be had."""
+        ...
+
+    async def close(self) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Sent:
+    """What came back: the body of a 200 reply, not yet interpreted."""
+
+    raw: str
+    tries: int
+    seconds: float
+
+
+def interpret(raw: str, at: float = 0.0) -> Reply:
+    """Reads a chat-completions body. Raises CallFailed: `invalid_reply` for what is no such JSON,
+    `truncated`, `content_filter`, `refusal` or `empty` for a reply that is no whole answer."""
+    try:
+        body = json.loads(raw)
+    except (ValueError, RecursionError) as error:
+        raise CallFailed(
+            "invalid_reply", f"the reply is not JSON: {_start(raw)}", status=200, raw=raw
+        ) from error
+
+    def failed(kind: str, message: str) -> CallFailed:
+        return CallFailed(kind, message, status=200, raw=raw)
+
+    if not isinstance(body, dict):
+        raise failed("invalid_reply", f"the reply is no JSON object: {_start(raw)}")
+    choices = body.get("choices")
+    if not isinstance(choices, list) or not choices or not isinstance(choices[0], dict):
+        if body.get("error"):
+            raise failed("invalid_reply", f"the server reports: {error_text(body)}")
+        raise failed("invalid_reply", f"the reply has no choices: {_start(raw)}")
+    choice = choices[0]
+    message = choice.get("message")
+    if not isinstance(message, dict):
+        raise failed("invalid_reply", f"the reply has no message: {_start(raw)}")
+    finish = choice.get("finish_reason")
+    reason = finish.lower() if isinstance(finish, str) else ""
+    if reason in _FILTERED:
+        raise failed("content_filter", "the server's content filter stopped the reply")
+    if isinstance(message.get("refusal"), str) and message["refusal"].strip():
+        raise failed("refusal", f"the model refused: {_start(message['refusal'])}")
+    if reason in _CUT:
+        raise failed(
+            "truncated",
+            "the reply was cut off at the token limit; raise --max-tokens "
+            "(--model-max-tokens for the model's own answers)",
+        )
+    if not reason:
+        raise failed("invalid_reply", "the reply has no finish_reason, so it may be cut off")
+    if reason in _NO_ANSWER:
+        raise failed("invalid_reply", f"the reply ended with finish_reason {finish!r}")
+    text = _content(message.get("content"))
+    if text is None:
+        raise failed("invalid_reply", "the reply's content is not text")
+    if not text.strip():
+        raise failed("empty", "the reply is empty")
+    usage = body.get("usage")
+    usage = usage if isinstance(usage, dict) else {}
+    reasoning = message.get("reasoning") or message.get("reasoning_content")
+    return Reply(
+        text=text,
+        reasoning=writable(reasoning) if isinstance(reasoning, str) else None,
+        model=writable(body["model"]) if isinstance(body.get("model"), str) else None,
+        tokens_in=_count(usage.get("prompt_tokens")),
+        tokens_out=_count(usage.get("completion_tokens")),
+        at=at,
+        raw=raw,
+    )
+
+
+def tokens_of(raw: str) -> tuple[int, int]:
+    """Prompt and completion tokens that a body reports; 0 where it does not. Never raises."""
+    try:
+        usage = json.loads(raw)["usage"]
+        return _count(usage.get("prompt_tokens")) or 0, _count(usage.get("completion_tokens")) or 0
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        return 0, 0
+
+
+def error_text(body: object) -> str:
+    """The words of an error body, in any of the shapes servers use; at most 500 characters."""
+    found: object = body
+    for name in ("error", "message", "detail", "msg"):
+        while isinstance(found, dict) and name in found:
+            found = found[name]
+        if isinstance(found, list) and found:
+            found = found[0]
+    text = found if isinstance(found, str) else json.dumps(found, ensure_ascii=False)
+    return _start(text, 500)
+
+
+def writable(text: str) -> str:
+    """Text that UTF-8 can hold: a lone surrogate, which JSON can carry, becomes U+FFFD."""
+    return _SURROGATE.sub("\ufffd", text)
+
+
+_SURROGATE = re.compile("[\ud800-\udfff]")
+
+
+def _content(content: object) -> str | None:
+    if content is None:
+        return ""
+    if isinstance(content, str):
+        return writable(content)
+    if isinstance(content, list):  # content parts; only text is an answer
+        texts = [
+            part["text"]
+            for part in content
+            if isinstance(part, dict)
+            and part.get("type") in ("text", "output_text")
+            and isinstance(part.get("text"), str)
+        ]
+        if len(texts) == len(content):
+            return writable("".join(texts))
+    return None
+
+
+def _count(value: object) -> int | None:
+    return value if isinstance(value, int) and not isinstance(value, bool) and value >= 0 else None
+
+
+def _start(text: str, most: int = 200) -> str:
+    text = " ".join(writable(text).split())
+    return text if len(text) <= most else text[: most - 1] + "…"

@@ -1,0 +1,265 @@
+"""One row of a preference file, whatever its shape: which columns hold the pair, and its texts.
+
+The plain way, over Python values. `shapes` reads the common cases over Arrow columns and comes here
+for the rest.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+
+from clair_apo.files import Row, json_type
+from clair_apo.tables import USAGE
+
+# What a consumer may ask for besides the two answers.
+OPTIONAL: dict[str, pa.DataType] = {
+    "id": pa.string(),
+    "prompt": pa.string(),
+    "rationale": pa.string(),
+    "flags": pa.list_(pa.string()),
+    "method": pa.string(),
+    "chosen_model": pa.string(),
+    "rejected_model": pa.string(),
+    "usage": USAGE,
+}
+_NAMES: dict[str, tuple[str, ...]] = {
+    "id": ("id", "prompt_id"),
+    "prompt": ("prompt", "instruction", "question", "conversations", "input"),
+    "rationale": ("rationale", "rational"),
+    "flags": ("flags",),
+    "method": ("method",),
+    "chosen_model": ("chosen_model", "chosen-model"),
+    "rejected_model": ("rejected_model", "rejected-model"),
+    "usage": ("usage",),
+}
+_SIDES = (
+    ("chosen", "rejected"),
+    ("chosen_response", "rejected_response"),
+    ("preferred_output", "non_preferred_output"),
+)
+_COMPLETIONS = "completions"
+RESPONSES = ("response", "text", "content")
+SCORES = ("overall_score", "rating", "score")
+_ASSISTANTS = ("assistant", "gpt", "model", "bot")
+HUMAN, _ASSISTANT = "\n\nHuman:", "\n\nAssistant:"
+
+SKIP_REASONS = {
+    "unreadable": "the row itself cannot be read (broken JSON, CSV or Parquet)",
+    "missing_column": "the row lacks the columns of a pair",
+    "null": "one side is null",
+    "empty_list": "one side is a list without messages",
+    "no_assistant_message": "one side holds no message of the assistant",
+    "no_text": "the assistant's message holds no text",
+    "wrong_type": "one side is neither text nor messages",
+    "not_unicode": "the text is not valid Unicode",
+    "too_few_answers": "fewer than two answers have both a text and a score",
+    "tie": "the best and the worst answer have the same score",
+}
+
+
+class Unreadable(Exception):
+    """A row that holds no pair; `reason` is a key of SKIP_REASONS, the text says it of this row."""
+
+    def __init__(self, reason: str, detail: str) -> None:
+        super().__init__(detail)
+        self.reason = reason
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """Where a file keeps its pairs: the two sides, or the rated answers if `rejected` is None."""
+
+    chosen: str
+    rejected: str | None
+    sources: dict[str, str | None]  # optional name -> the column that holds it
+    json_cells: bool = False  # text cells may hold message lists as JSON
+
+    @property
+    def transcript(self) -> bool:
+        """Whether a text may hold its whole conversation: there is no prompt beside it."""
+        return self.sources["prompt"] is None
+
+    def needed(self, wanted: Sequence[str]) -> list[str]:
+        """The columns to read for the pairs and the optional columns in `wanted`."""
+        names = [self.chosen, self.rejected, *(self.sources[w] for w in wanted)]
+        return list(dict.fromkeys(n for n in names if n is not None))
+
+
+def layout_of(names: Sequence[str], json_cells: bool = False) -> Layout | None:
+    """The layout that a file with these column names has; None where they hold no pairs."""
+    sources = {want: next((n for n in known if n in names), None) for want, known in _NAMES.items()}
+    for chosen, rejected in _SIDES:
+        if chosen in names and rejected in names:
+            return Layout(chosen, rejected, sources, json_cells)
+    if _COMPLETIONS in names:
+        return Layout(_COMPLETIONS, None, sources, json_cells)
+    return None
+
+
+def optional_value(name: str, row: Row, layout: Layout) -> Any:
+    """One optional column of a row, of the type that OPTIONAL says; None where the row lacks it."""
+    source = layout.sources[name]
+    value = None if source is None else row.get(source)
+    if name == "prompt":
+        return _prompt(row, layout)
+    if name.endswith("_model") and value is None and layout.rejected is None:
+        try:
+            best, worst = _best_and_worst(row.get(layout.chosen))
+        except Unreadable:
+            return None
+        value = (best if name == "chosen_model" else worst).get("model")
+    if name == "flags":
+        return [f for f in value if isinstance(f, str)] if isinstance(value, list) else None
+    if name == "usage":
+        if not isinstance(value, dict):
+            return None
+        return {part.name: _number(value.get(part.name), part.type) for part in USAGE}
+    if isinstance(value, bool) or not isinstance(value, str | int):
+        return None
+    return str(value).encode("utf-8", "replace").decode()
+
+
+def _number(value: Any, kind: pa.DataType) -> float | int | None:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        return None
+    if pa.types.is_floating(kind):
+        return float(value)
+    return int(value) if abs(value) < 1 << (kind.bit_width - 1) else None
+
+
+def answers_of(row: Row, layout: Layout) -> tuple[str, str]:
+    """The chosen and the rejected answer of a row. Raises Unreadable where it holds no pair."""
+    if layout.rejected is None:
+        best, worst = _best_and_worst(row.get(layout.chosen))
+        return _checked(_response(best), layout.chosen), _checked(_response(worst), layout.chosen)
+    return _answer(row, layout.chosen, layout), _answer(row, layout.rejected, layout)
+
+
+def _answer(row: Row, column: str, layout: Layout) -> str:
+    value = _parsed(row.get(column), layout.json_cells)
+    if isinstance(value, bytes):
+        raise Unreadable("not_unicode", f"`{column}` is not UTF-8")
+    if isinstance(value, str):
+        if layout.transcript and value.startswith(HUMAN) and _ASSISTANT in value:
+            value = value.rpartition(_ASSISTANT)[2].removeprefix(" ")
+        return _checked(value, column)
+    messages = _messages(value, column)
+    at = _last_assistant(messages)
+    if at is None:
+        raise Unreadable("no_assistant_message", f"`{column}` holds no assistant message")
+    text = _content(messages[at])
+    if text is None:
+        raise Unreadable("no_text", f"the last assistant message of `{column}` holds no text")
+    return _checked(text, column)
+
+
+def _messages(value: Any, column: str) -> list[Row]:
+    if value is None:
+        raise Unreadable("null", f"`{column}` is null")
+    messages = [value] if isinstance(value, dict) else value
+    if not isinstance(messages, list) or not all(isinstance(m, dict) for m in messages):
+        kind = "list of something else" if isinstance(value, list) else json_type(value)
+        raise Unreadable("wrong_type", f"`{column}` is a {kind}, not text or a list of messages")
+    if not messages:
+        raise Unreadable("empty_list", f"`{column}` is an empty list")
+    return messages
+
+
+def _last_assistant(messages: list[Row]) -> int | None:
+    at = (i for i in range(len(messages) - 1, -1, -1) if _role(messages[i]) in _ASSISTANTS)
+    return next(at, None)
+
+
+def _role(message: Row) -> Any:
+    return message.get("role") or message.get("from")
+
+
+def _content(message: Row) -> str | None:
+    content = message.get("content")
+    if content is None:
+        content = message.get("value")
+    if isinstance(content, list):
+        parts = [p.get("text") if isinstance(p, dict) else p for p in content]
+        texts = [p for p in parts if isinstance(p, str)]
+        return "".join(texts) if texts else None
+    return content if isinstance(content, str) else None
+
+
+def _checked(text: str, column: str) -> str:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise Unreadable("not_unicode", f"`{column}` holds half a surrogate pair") from None
+    return text
+
+
+def _parsed(value: Any, json_cells: bool) -> Any:
+    """A cell that is a message list written as JSON, as that list; anything else as it is."""
+    if not json_cells or not isinstance(value, str) or value.lstrip()[:1] not in ("[", "{"):
+        return value
+    try:
+        found = json.loads(value)
+    except (ValueError, RecursionError):
+        return value
+    # An answer may be JSON itself: only what has the keys of messages is taken for them.
+    messages = [found] if isinstance(found, dict) else found
+    if all(isinstance(m, dict) and (_role(m) or "response" in m) for m in messages):
+        return found
+    return value
+
+
+def _best_and_worst(value: Any) -> tuple[Row, Row]:
+    """The answers with the highest and the lowest score, the first ones of several."""
+    answers = _messages(_parsed(value, isinstance(value, str)), _COMPLETIONS)
+    answers = [a for a in answers if _response(a) is not None]
+    for key in SCORES:
+        scored = [(s, a) for a in answers if (s := _score(a.get(key))) is not None]
+        if len(scored) >= 2:
+            best = max(scored, key=lambda pair: pair[0])
+            worst = min(scored, key=lambda pair: pair[0])
+            if best[0] == worst[0]:
+                raise Unreadable("tie", f"all answers have the {key} {best[0]:g}")
+            return best[1], worst[1]
+    raise Unreadable("too_few_answers", f"`{_COMPLETIONS}` has fewer than two scored answers")
+
+
+def _response(answer: Row) -> Any:
+    return next((answer[k] for k in RESPONSES if isinstance(answer.get(k), str)), None)
+
+
+def _score(value: Any) -> float | None:
+    """A score as a number: UltraFeedback writes some as text, and `N/A` where there is none."""
+    try:
+        score = float(value) if isinstance(value, str | int | float) else math.nan
+    except ValueError:
+        return None
+    return score if math.isfinite(score) else None
+
+
+def _prompt(row: Row, layout: Layout) -> str | None:
+    """The prompt as text for people: a list of messages has each with its role."""
+    source = layout.sources["prompt"]
+    if source is not None:
+        value = _parsed(row.get(source), layout.json_cells)
+        if isinstance(value, dict):  # OpenAI's {"messages": [...]}
+            value = value.get("messages")
+    else:
+        value = _parsed(row.get(layout.chosen), layout.json_cells)
+        if isinstance(value, str):
+            whole = value.startswith(HUMAN) and _ASSISTANT in value
+            value = value.rpartition(_ASSISTANT)[0].strip() if whole else None
+        elif isinstance(value, list) and all(isinstance(m, dict) for m in value):
+            value = value[: _last_assistant(value) or 0]
+    if isinstance(value, list):
+        messages = [m for m in value if isinstance(m, dict)]
+        if len(messages) == 1:
+            value = _content(messages[0])
+        else:
+            value = "\n\n".join(f"{_role(m)}: {_content(m) or ''}" for m in messages) or None
+    return value.encode("utf-8", "replace").decode() if isinstance(value, str) else None

@@ -1,0 +1,470 @@
+"""Preference pairs out of files of every shape, as a stream of Arrow batches.
+
+Read are: this package's pair table; plain text columns; message lists, also with the conversation
+repeated in both answers (`ultrafeedback_binarized`) or with a text prompt beside them
+(`clair_32k`); UltraFeedback's rated `completions` (best against worst); OpenAI's `preferred_output`
+and `non_preferred_output`; transcripts with `Human:` and `Assistant:` turns; CSV cells that hold
+message lists as JSON. What counts as the answer is the last assistant message of each side.
+
+Rows that hold no pair are left out and counted by reason, so rows = pairs + skipped. An empty text
+is an answer like any other (and so is an empty CSV cell); a null is not.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from clair_apo.errors import ClairError
+from clair_apo.files import (
+    BadRow,
+    Row,
+    columns_of,
+    count_rows,
+    expand,
+    read_batches,
+    read_rows,
+    suffix,
+)
+from clair_apo.shape_rows import (
+    HUMAN,
+    OPTIONAL,
+    RESPONSES,
+    SCORES,
+    SKIP_REASONS,
+    Layout,
+    Unreadable,
+    answers_of,
+    layout_of,
+    optional_value,
+)
+from clair_apo.tables import USAGE
+from clair_apo.terminal import one_line
+
+__all__ = [
+    "OPTIONAL",
+    "SKIP_REASONS",
+    "Pair",
+    "PairBatch",
+    "PairReader",
+    "Skipped",
+    "pair_at",
+    "pair_with_id",
+    "read_pairs",
+]
+
+# A batch is bounded in rows and in (estimated) bytes, whichever comes first.
+BATCH_ROWS = 1024
+BATCH_BYTES = 16 << 20
+# Rows of a text file without any pair column before the file is given up.
+ROWS_TO_RECOGNISE = 1000
+
+
+@dataclass(slots=True)
+class Skipped:
+    """Rows left out for one reason: how many, the first one's number, and what it said."""
+
+    rows: int
+    first_row: int
+    first: str
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """One pair. `row` counts from 0 over all files of the spec; `columns` are the optional ones."""
+
+    row: int
+    rejected: str
+    chosen: str
+    columns: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class PairBatch:
+    """Pairs in the order of their rows. `row` is int64; `rejected` and `chosen` are string or
+    large_string, without nulls and of valid UTF-8; `columns` has each optional column that was
+    asked for, null where the file does not say."""
+
+    row: Any
+    rejected: Any
+    chosen: Any
+    columns: dict[str, Any]
+
+    def __len__(self) -> int:
+        return len(self.row)
+
+    def pair(self, i: int) -> Pair:
+        """The pair at position `i` of the batch, as Python values."""
+        return Pair(
+            self.row[i].as_py(),
+            self.rejected[i].as_py(),
+            self.chosen[i].as_py(),
+            {name: column[i].as_py() for name, column in self.columns.items()},
+        )
+
+
+def _no_pairs(path: Path, names: Sequence[str]) -> ClairError:
+    shown = ", ".join(one_line(n, 40) for n in names[:20]) + (", …" if len(names) > 20 else "")
+    return ClairError(
+        f"{one_line(str(path))}: holds no preference pairs. Its columns are: {shown or 'none'}. "
+        "Needed are `chosen` and `rejected` (text or lists of messages), or `completions` (a list "
+        "of answers with `response` and `overall_score` or `rating`)."
+    )
+
+
+def read_pairs(
+    spec: str | os.PathLike[str],
+    columns: Sequence[str] = (),
+    on_skip: Callable[[int, str, str], None] | None = None,
+) -> PairReader:
+    """The pairs of a file, a folder or a glob; iterate over the reader for its batches.
+
+    `columns` names optional columns (keys of `OPTIONAL`) to decode too; `on_skip(row, reason,
+    detail)` hears of each row left out. Memory holds one batch, whatever the size of the file.
+    Raises ClairError where a file is missing or unreadable, or holds no pair columns; for Parquet
+    at once, for text files when their rows have been seen.
+    """
+    return PairReader(spec, columns, on_skip)
+
+
+@dataclass(slots=True)
+class PairReader:
+    """A spec's pairs. Each iteration reads the files anew, and fills `skipped` and `rows_read`."""
+
+    spec: str | os.PathLike[str]
+    columns: Sequence[str] = ()
+    on_skip: Callable[[int, str, str], None] | None = None
+    paths: list[Path] = field(init=False)
+    skipped: dict[str, Skipped] = field(init=False, default_factory=dict)
+    rows_read: int = field(init=False, default=0)
+
+    def __post_init__(self) -> None:
+        unknown = [c for c in self.columns if c not in OPTIONAL]
+        if unknown:
+            raise ValueError(f"no such optional column: {', '.join(unknown)}")
+        self.paths = expand(self.spec)
+        for path in self.paths:
+            schema = columns_of(path)
+            if schema is not None and layout_of(schema.names) is None:
+                raise _no_pairs(path, schema.names)
+
+    @property
+    def total_rows(self) -> int | None:
+        """Rows in all files together; None where only reading would tell."""
+        counts = [count_rows(path) for path in self.paths]
+        known = [n for n in counts if n is not None]
+        return sum(known) if len(known) == len(counts) else None
+
+    def __iter__(self) -> Iterator[PairBatch]:
+        self.skipped.clear()
+        self.rows_read = 0
+        for path in self.paths:
+            read = self._parquet if suffix(path) == ".parquet" else self._text_file
+            for batch in read(path):
+                if len(batch):
+                    yield batch
+
+    def _skip(self, row: int, reason: str, detail: str, path: Path) -> None:
+        seen = self.skipped.get(reason)
+        if seen is not None:
+            seen.rows += 1
+        else:
+            where = f"{path.name}: " if len(self.paths) > 1 else ""
+            self.skipped[reason] = Skipped(1, row, one_line(where + detail, 300))
+        if self.on_skip is not None:
+            self.on_skip(row, reason, detail)
+
+    # Parquet: over Arrow columns, row by row only where a column or a row is out of the ordinary.
+
+    def _parquet(self, path: Path) -> Iterator[PairBatch]:
+        schema = columns_of(path)
+        assert schema is not None
+        layout = layout_of(schema.names)
+        assert layout is not None
+        sides = [layout.chosen, *([layout.rejected] if layout.rejected else [])]
+        if any(getattr(schema.field(s).type, "extension_name", "") == "arrow.json" for s in sides):
+            layout = Layout(layout.chosen, layout.rejected, layout.sources, json_cells=True)
+        leaves, rows = _projection(path, layout, self.columns)
+        for item in read_batches(path, leaves, rows):
+            start = self.rows_read
+            if isinstance(item, BadRow):
+                self.rows_read += 1
+                self._skip(start, "unreadable", item.reason, path)
+            else:
+                self.rows_read += item.num_rows
+                yield self._arrow_batch(item, layout, start, path)
+
+    def _arrow_batch(self, batch: Any, layout: Layout, start: int, path: Path) -> PairBatch:
+        chosen = rejected = None
+        if layout.rejected is not None and not layout.json_cells:
+            chosen = _texts(batch.column(layout.chosen), layout.transcript)
+            rejected = _texts(batch.column(layout.rejected), layout.transcript)
+        if chosen is None or rejected is None:
+            chosen = rejected = pa.nulls(batch.num_rows, pa.large_string())
+        ok = pc.and_(pc.is_valid(chosen), pc.is_valid(rejected))
+        columns = {name: _optional_column(name, batch, layout) for name in self.columns}
+        slow = pc.indices_nonzero(pc.invert(ok)).to_pylist()
+        if slow:
+            patches: dict[int, tuple[str, str]] = {}
+            # Not by take: it knows no view types.
+            rows = (_pylist(batch.slice(i, 1))[0] for i in slow)
+            for i, row in zip(slow, rows, strict=True):
+                try:
+                    patches[i] = answers_of(row, layout)
+                except Unreadable as error:
+                    self._skip(start + i, error.reason, str(error), path)
+            mask = pa.array([i in patches for i in range(batch.num_rows)], pa.bool_())
+            chosen = _patched(chosen, mask, [c for c, _ in patches.values()])
+            rejected = _patched(rejected, mask, [r for _, r in patches.values()])
+            ok = pc.or_(ok, mask)
+        numbers = pa.array(range(start, start + batch.num_rows), pa.int64())
+        if not slow:
+            return PairBatch(numbers, rejected, chosen, columns)
+        kept = {name: column.filter(ok) for name, column in columns.items()}
+        return PairBatch(numbers.filter(ok), rejected.filter(ok), chosen.filter(ok), kept)
+
+    # JSON Lines and CSV: row by row.
+
+    def _text_file(self, path: Path) -> Iterator[PairBatch]:
+        layouts: dict[tuple[str, ...], Layout | None] = {}
+        pending = _Pending(self.columns)
+        recognised, without = False, 0
+        first_names: list[str] = []
+        for item in read_rows(path):
+            row_number = self.rows_read
+            self.rows_read += 1
+            if isinstance(item, BadRow):
+                self._skip(row_number, "unreadable", item.reason, path)
+                continue
+            names = tuple(item)
+            if names not in layouts:
+                if len(layouts) > 1000:  # keys that are data: a cache of them would only grow
+                    layouts.clear()
+                layouts[names] = layout_of(names, json_cells=suffix(path) == ".csv")
+            layout = layouts[names]
+            if layout is None:
+                first_names = first_names or list(names)
+                without += 1
+                if not recognised and without >= ROWS_TO_RECOGNISE:
+                    raise _no_pairs(path, first_names)
+                detail = f"has the columns {', '.join(names[:20]) or 'none'}"
+                self._skip(row_number, "missing_column", detail, path)
+                continue
+            recognised = True
+            try:
+                chosen, rejected = answers_of(item, layout)
+            except Unreadable as error:
+                self._skip(row_number, error.reason, str(error), path)
+                continue
+            pending.add(row_number, chosen, rejected, item, layout)
+            if pending.full:
+                yield pending.batch()
+                pending = _Pending(self.columns)
+        if without and not recognised:
+            raise _no_pairs(path, first_names)
+        yield pending.batch()
+
+
+def pair_at(spec: str | os.PathLike[str], row: int, columns: Sequence[str] = ()) -> Pair:
+    """The pair in row `row` (from 0). Raises ClairError where there is no such row or pair."""
+    why: list[str] = []
+
+    def on_skip(number: int, reason: str, detail: str) -> None:
+        if number == row:
+            why.append(f"{SKIP_REASONS[reason]} ({one_line(detail)})")
+
+    reader = read_pairs(spec, columns, on_skip)
+    for batch in reader:
+        if batch.row[-1].as_py() >= row:
+            position = pc.index(batch.row, pa.scalar(row, pa.int64())).as_py()
+            if position >= 0:
+                return batch.pair(position)
+            break
+    if why:
+        raise ClairError(f"{one_line(str(spec))}: row {row} holds no pair: {why[0]}")
+    count = reader.rows_read
+    numbered = f", numbered 0 to {count - 1}" if count else ""
+    raise ClairError(f"{one_line(str(spec))}: no row {row}; the file has {count:,} rows{numbered}")
+
+
+def pair_with_id(spec: str | os.PathLike[str], wanted: str, columns: Sequence[str] = ()) -> Pair:
+    """The first pair whose `id` is `wanted`. Raises ClairError where none is."""
+    example = None
+    for batch in read_pairs(spec, list(dict.fromkeys([*columns, "id"]))):
+        position = pc.index(batch.columns["id"], pa.scalar(wanted, pa.string())).as_py()
+        if position >= 0:
+            return batch.pair(position)
+        example = example or batch.columns["id"][0].as_py()
+    hint = (
+        f"ids look like {one_line(example, 60)}"
+        if example
+        else "the file has no ids; use --row, which counts from 0"
+    )
+    raise ClairError(f"{one_line(str(spec))}: no pair has the id {one_line(wanted, 60)}; {hint}")
+
+
+class _Pending:
+    """Pairs of a text file that wait to become a batch."""
+
+    def __init__(self, wanted: Sequence[str]) -> None:
+        self.rows: list[int] = []
+        self.chosen: list[str] = []
+        self.rejected: list[str] = []
+        self.columns: dict[str, list[Any]] = {name: [] for name in wanted}
+        self.chars = 0
+
+    def add(self, row: int, chosen: str, rejected: str, source: Row, layout: Layout) -> None:
+        self.rows.append(row)
+        self.chosen.append(chosen)
+        self.rejected.append(rejected)
+        self.chars += len(chosen) + len(rejected)
+        for name, values in self.columns.items():
+            values.append(optional_value(name, source, layout))
+
+    @property
+    def full(self) -> bool:
+        return len(self.rows) >= BATCH_ROWS or self.chars >= BATCH_BYTES
+
+    def batch(self) -> PairBatch:
+        columns = {name: pa.array(values, OPTIONAL[name]) for name, values in self.columns.items()}
+        return PairBatch(
+            pa.array(self.rows, pa.int64()),
+            pa.array(self.rejected, pa.large_string()),
+            pa.array(self.chosen, pa.large_string()),
+            columns,
+        )
+
+
+def _projection(path: Path, layout: Layout, wanted: Sequence[str]) -> tuple[list[str], int]:
+    """The leaves of a Parquet file to decode, and how many rows of them fit into a batch."""
+    needed = layout.needed(wanted)
+    parts = {*RESPONSES, *SCORES, "model"}
+    metadata = pq.read_metadata(path)
+    leaves: list[int] = []
+    annotations: list[int] = []
+    for i in range(metadata.num_columns):
+        segments = metadata.schema.column(i).path.split(".")
+        if segments[0] in needed:
+            # Of UltraFeedback's name.list.element.part most parts are not needed, and the largest.
+            rated = layout.rejected is None and segments[0] == layout.chosen and len(segments) > 3
+            (annotations if rated and segments[3] not in parts else leaves).append(i)
+    if not any(metadata.schema.column(i).path.startswith(layout.chosen) for i in leaves):
+        leaves += annotations
+    size = 1.0
+    for g in range(metadata.num_row_groups):
+        group = metadata.row_group(g)
+        if group.num_rows:
+            used = sum(group.column(i).total_uncompressed_size for i in leaves)
+            size = max(size, used / group.num_rows)
+    names = list(dict.fromkeys(metadata.schema.column(i).path for i in leaves))
+    return names, max(1, min(BATCH_ROWS, int(BATCH_BYTES / size)))
+
+
+def _texts(array: Any, transcript: bool) -> Any | None:
+    """The answers of a column as text, null where a row needs a closer look; None where all do."""
+    try:
+        if pa.types.is_dictionary(array.type):
+            array = array.dictionary_decode()
+        if _is_text(array.type):
+            if array.type not in (pa.string(), pa.large_string()):
+                array = array.cast(pa.large_string())
+            array.validate(full=True)
+            if transcript:
+                whole = pc.starts_with(array, HUMAN)
+                if pc.any(whole).as_py():
+                    array = pc.if_else(whole, pa.scalar(None, array.type), array)
+            return array
+        if not (pa.types.is_list(array.type) or pa.types.is_large_list(array.type)):
+            return None
+        item = array.type.value_type
+        if not pa.types.is_struct(item):
+            return None
+        kinds = {item.field(i).name: item.field(i).type for i in range(item.num_fields)}
+        text = (pa.string(), pa.large_string())
+        if kinds.get("role") not in text or kinds.get("content") not in text:
+            return None
+        ends = array.offsets
+        lengths = pc.fill_null(pc.list_value_length(array), 0)
+        last = pc.if_else(pc.greater(lengths, 0), pc.subtract(ends.slice(1), 1), pa.scalar(None, ends.type))
+        answer = array.values.take(last)
+        spoken = pc.equal(pc.struct_field(answer, "role"), "assistant")
+        content = pc.struct_field(answer, "content")
+        content.validate(full=True)
+        return pc.if_else(pc.fill_null(spoken, False), content, pa.scalar(None, content.type))
+    except pa.ArrowInvalid:  # bytes that are no UTF-8: each row is looked at by itself
+        return None
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    return bool(
+        pa.types.is_string(kind)
+        or pa.types.is_large_string(kind)
+        or pa.types.is_string_view(kind)
+        or pa.types.is_binary(kind)
+        or pa.types.is_large_binary(kind)
+    )
+
+
+def _patched(array: Any, mask: Any, texts: list[str]) -> Any:
+    return pc.replace_with_mask(array, mask, pa.array(texts, array.type))
+
+
+def _pylist(batch: Any) -> list[Row]:
+    """Rows as dicts; what is no UTF-8 becomes bytes, where Arrow's own way would end the file."""
+    try:
+        return list(batch.to_pylist())
+    except UnicodeDecodeError:
+        return [
+            {name: _value(batch.column(name)[i]) for name in batch.schema.names}
+            for i in range(batch.num_rows)
+        ]
+
+
+def _value(scalar: Any) -> Any:
+    try:
+        return scalar.as_py()
+    except UnicodeDecodeError:
+        return b"\xff"
+
+
+def _optional_column(name: str, batch: Any, layout: Layout) -> Any:
+    """One optional column of a Parquet batch; by Arrow alone where its type is the expected one."""
+    kind, source = OPTIONAL[name], layout.sources[name]
+    column = None if source is None else batch.column(source)
+    elsewhere = name == "prompt" or (name.endswith("_model") and layout.rejected is None)
+    if column is None and not elsewhere:
+        return pa.nulls(batch.num_rows, kind)
+    if column is not None:
+        try:
+            if pa.types.is_dictionary(column.type):
+                column = column.dictionary_decode()
+            simple = _is_text(column.type) or pa.types.is_integer(column.type)
+            if (kind == pa.string() and simple) or name == "flags":
+                column = column.cast(kind)
+                column.validate(full=True)
+                return column
+            if name == "usage" and pa.types.is_struct(column.type):
+                return _usage_column(column)
+        except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
+            pass
+    rows = _pylist(batch.select([source or layout.chosen]))
+    values = [optional_value(name, row, layout) for row in rows]
+    return pa.array(values, kind)
+
+
+def _usage_column(column: Any) -> Any:
+    names = {column.type.field(i).name for i in range(column.type.num_fields)}
+    fields = [
+        pc.struct_field(column, part.name).cast(part.type)
+        if part.name in names
+        else pa.nulls(len(column), part.type)
+        for part in USAGE
+    ]
+    return pa.StructArray.from_arrays(fields, fields=list(USAGE), mask=column.is_null())

@@ -1,0 +1,184 @@
+"""The pair table: one schema, written the same whatever the rows hold.
+
+A row is *conversational explicit*: `prompt` is a list of messages, `chosen` and `rejected` are lists of
+one assistant message, so TRL's trainers and `datasets` take the file as it is. What the input carried
+besides goes into one struct, `extra`: a loose column of the same name as one of TRL's changes what TRL
+takes a row for.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from clair_apo.files import replacing, suffix
+
+MESSAGES = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))
+# Every measure of a pair but `identical` and the edits' positions, which only `stats` sums up.
+MEASURES: dict[str, pa.DataType] = {
+    "jaccard": pa.float64(),
+    "levenshtein": pa.uint32(),
+    "levenshtein_ratio": pa.float64(),
+    "word_edits": pa.uint32(),
+    "word_edit_ratio": pa.float64(),
+    "chosen_chars": pa.uint32(),
+    "rejected_chars": pa.uint32(),
+    "length_ratio": pa.float64(),
+}
+USAGE = pa.struct(
+    [
+        ("calls", pa.int32()),
+        ("tokens_in", pa.int64()),
+        ("tokens_out", pa.int64()),
+        ("cost_usd", pa.float64()),
+    ]
+)
+
+
+def pair_schema(extra: pa.StructType | None = None) -> pa.Schema:
+    """The schema of a pair table. `extra` is the type of the input's other columns, if it has any:
+    Parquet knows no struct without fields, so without them the column is left out."""
+    fields = [
+        pa.field("id", pa.string(), nullable=False),
+        pa.field("prompt", MESSAGES, nullable=False),
+        pa.field("chosen", MESSAGES, nullable=False),
+        pa.field("rejected", MESSAGES, nullable=False),
+        pa.field("rationale", pa.string()),
+        pa.field("method", pa.string(), nullable=False),
+        pa.field("template", pa.string()),
+        pa.field("chosen_model", pa.string()),
+        pa.field("rejected_model", pa.string()),
+        *(pa.field(name, kind) for name, kind in MEASURES.items()),
+        pa.field("flags", pa.list_(pa.string()), nullable=False),
+        pa.field("usage", USAGE),
+        pa.field("created_at", pa.timestamp("us", "UTC")),
+    ]
+    if extra is not None and extra.num_fields:
+        fields.append(pa.field("extra", extra))
+    return pa.schema(fields)
+
+
+def dropped_schema(extra: pa.StructType | None = None) -> pa.Schema:
+    """Pairs that were left out, with the reason: `unchanged`, or the flags that dropped them."""
+    return pair_schema(extra).insert(1, pa.field("reason", pa.string(), nullable=False))
+
+
+FAILURE_SCHEMA = pa.schema(
+    [
+        pa.field("row", pa.int64(), nullable=False),
+        pa.field("id", pa.string()),
+        pa.field("prompt", pa.string()),
+        pa.field("stage", pa.string(), nullable=False),
+        pa.field("kind", pa.string(), nullable=False),
+        pa.field("message", pa.string(), nullable=False),
+        pa.field("status", pa.int32()),
+        pa.field("tries", pa.int32(), nullable=False),
+        pa.field("raw", pa.string()),
+    ]
+)
+
+
+class TableWriter:
+    """Writes rows to Parquet or JSON Lines by the extension of `path`; a context manager.
+
+    Rows are flushed in groups, bounded in number and in bytes, so memory is flat. The file appears
+    under its name only when the block ends without an error.
+    """
+
+    GROUP_ROWS = 2048
+    GROUP_BYTES = 32 << 20
+
+    def __init__(self, path: Path, schema: pa.Schema) -> None:
+        self.rows = 0
+        self._schema = schema
+        self._json = suffix(path) != ".parquet"
+        self._compression = {".gz": "gzip", ".zst": "zstd"}.get(path.suffix.lower())
+        self._replacing = replacing(path)
+        self._pending: list[pa.RecordBatch] = []
+        self._pending_bytes = 0
+        self._finished = False
+
+    def __enter__(self) -> TableWriter:
+        temporary = self._replacing.__enter__()
+        if self._json:
+            self._file = pa.output_stream(str(temporary), compression=self._compression)
+        else:
+            # A page index and small row groups let readers skip and stream.
+            self._file = pq.ParquetWriter(
+                temporary, self._schema, compression="zstd", write_page_index=True
+            )
+        return self
+
+    def write(self, rows: Sequence[Mapping[str, Any]], extra: pa.StructArray | None = None) -> None:
+        """Appends `rows`, with `extra` as their last column where the schema has it; a missing key is
+        a null. Raises pa.ArrowInvalid for a value of a wrong type."""
+        if not rows:
+            return
+        if extra is None:
+            batch = pa.RecordBatch.from_pylist(rows, schema=self._schema)
+        else:
+            last = len(self._schema) - 1
+            plain = pa.RecordBatch.from_pylist(rows, schema=self._schema.remove(last))
+            batch = pa.RecordBatch.from_arrays([*plain.columns, extra], schema=self._schema)
+        self.rows += batch.num_rows
+        self._pending.append(batch)
+        self._pending_bytes += batch.nbytes
+        if (
+            sum(b.num_rows for b in self._pending) >= self.GROUP_ROWS
+            or self._pending_bytes >= self.GROUP_BYTES
+        ):
+            self._flush()
+
+    def _flush(self) -> None:
+        if not self._pending:
+            return
+        if self._json:
+            for batch in self._pending:
+                for row in batch.to_pylist():
+                    line = json.dumps(row, ensure_ascii=False, default=_json_value)
+                    self._file.write(line.encode() + b"\n")
+        else:
+            self._file.write_table(pa.Table.from_batches(self._pending, self._schema))
+        self._pending, self._pending_bytes = [], 0
+
+    def finish(self) -> None:
+        """Writes all of it beside its final name. Of several tables, finish each before leaving the first:
+        a full disk then leaves all of the old ones or none."""
+        if not self._finished:
+            self._flush()
+            self._file.close()
+            self._finished = True
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        try:
+            if kind is None:
+                self.finish()
+        except BaseException as failed:
+            kind, error, trace = type(failed), failed, failed.__traceback__
+            raise
+        finally:
+            if kind is not None and not self._finished:
+                with contextlib.suppress(OSError, pa.ArrowException):
+                    self._file.close()
+            self._replacing.__exit__(kind, error, trace)
+
+
+def _json_value(value: object) -> Any:
+    if isinstance(value, datetime):
+        return value.isoformat()
+    if isinstance(value, bytes):
+        return value.decode("utf-8", "backslashreplace")
+    return str(value)

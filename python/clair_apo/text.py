@@ -1,0 +1,183 @@
+"""Measures and edit scripts of text pairs, over Arrow columns.
+
+A column is anything with the Arrow PyCapsule methods (pyarrow, polars, pandas 3, DuckDB, arro3 …; Utf8,
+LargeUtf8, Utf8View or a dictionary of these; sliced and chunked as it is) or a list of `str` and `None`.
+It is read in place, on all cores and without the interpreter's lock; Ctrl-C ends it. Results are
+arro3 arrays, one value per row, which `pyarrow.array`, `polars.Series` and the like take without a
+copy. A null on either side gives null.
+
+*Character* is a Unicode code point. *Word* is a maximal run of Unicode word characters (UTS #18 `\\w`),
+or one other character that is not white space; a character of script Han, Hiragana, Katakana, Thai,
+Lao, Khmer or Myanmar is a word by itself. Case counts, and nothing is normalised.
+
+Distances are exact wherever the table of both texts has at most 2**36 cells (two texts of 262,144
+characters, or words, each), and beyond that wherever the band around its diagonal that the distance
+needs has: megabytes that are nearly equal. For what is larger *and* more different, the result is the
+cost of the best script inside the widest band of 2**36 cells: an upper bound, the same for the same
+texts in the same order. So any pair is answered in seconds, in memory linear in its length.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, TypeAlias
+
+from clair_apo import _core
+
+if TYPE_CHECKING:
+    from arro3.core import Array, RecordBatch
+
+    class ArrowArray(Protocol):
+        def __arrow_c_array__(self, requested_schema: object | None = None) -> Any: ...
+
+    class ArrowStream(Protocol):
+        def __arrow_c_stream__(self, requested_schema: object | None = None) -> Any: ...
+
+    Column: TypeAlias = ArrowArray | ArrowStream | Sequence[str | None]
+
+__all__ = [
+    "ENCODINGS",
+    "Edit",
+    "count_tokens",
+    "diff",
+    "jaccard",
+    "levenshtein",
+    "levenshtein_ratio",
+    "score",
+    "word_script",
+    "words",
+]
+
+ENCODINGS: tuple[str, ...] = tuple(_core.ENCODINGS)
+"""Names that `count_tokens` knows."""
+
+
+class Edit(NamedTuple):
+    """One block of an edit script: `a[a_start:a_end]` becomes `b[b_start:b_end]`."""
+
+    op: Literal["equal", "delete", "insert", "replace"]
+    a_start: int
+    a_end: int
+    b_start: int
+    b_end: int
+
+
+def words(text: str) -> list[str]:
+    """The words of `text`, in order. On ASCII without control characters that is what
+    `re.findall(r"\\w+|[^\\w\\s]", text)` gives."""
+    return _core.words(_whole(text, "text"))
+
+
+def jaccard(a: Column, b: Column) -> Array:
+    """Jaccard similarity of the sets of words of each pair.
+
+    Returns: float64, one per row: shared words over all words, 1 when both texts have none.
+
+    Raises: `ValueError` for columns of different length, `TypeError` for one that is not text; both
+    name the column.
+    """
+    return _core.jaccard(_column(a, "a"), _column(b, "b"))
+
+
+def levenshtein(a: Column, b: Column, unit: Literal["char", "word"] = "char") -> Array:
+    """Levenshtein distance of each pair, in characters or in words.
+
+    Returns: uint32, one per row.
+
+    Raises: `ValueError` for columns of different length or an unknown unit, `TypeError` for a column
+    that is not text; both name the column.
+    """
+    return _core.levenshtein(_column(a, "a"), _column(b, "b"), unit)
+
+
+def levenshtein_ratio(a: Column, b: Column) -> Array:
+    """Levenshtein distance in characters over the longer text's length.
+
+    Returns: float64 from 0 to 1, one per row; 0 when both texts are empty.
+
+    Raises: as `levenshtein`.
+    """
+    return _core.levenshtein_ratio(_column(a, "a"), _column(b, "b"))
+
+
+def score(rejected: Column, chosen: Column) -> RecordBatch:
+    """Every measure of each pair, as a table that `pyarrow.table` and `polars.DataFrame` take.
+
+    Returns: one row per pair and these columns, all of them null where either text is:
+
+    - `jaccard` float64, over sets of words
+    - `levenshtein` uint32, characters; `levenshtein_ratio` float64, over the longer text
+    - `word_edits` uint32, words; `word_edit_ratio` float64, over the longer number of words
+    - `chosen_chars`, `rejected_chars`, `chosen_words`, `rejected_words` uint32
+    - `length_ratio` float64, chosen over rejected characters, null where rejected is empty
+    - `edit_position` fixed_size_list<uint32>[10]: word edits that start in each tenth of the rejected
+      text's characters. An insertion starts where the word after it does; one at the very end counts
+      in the last tenth, one into an empty text in the first
+    - `identical` bool
+
+    Raises: `ValueError` for columns of different length, `TypeError` for one that is not text; both
+    name the column.
+    """
+    return _core.score(_column(rejected, "rejected"), _column(chosen, "chosen"))
+
+
+def diff(a: str, b: str) -> list[Edit]:
+    """The edit script that turns `a` into `b`: blocks in order that cover both texts.
+
+    Offsets are in characters, as Python slices them. The blocks come from a minimal script over words
+    (its cost is `levenshtein(…, unit="word")`). Of several minimal scripts it is this one: the common
+    words at the beginning are kept, then those at the end; in between, walking back from the end, a
+    deletion is preferred to keeping or replacing a word, and that to an insertion. Edits with nothing
+    but white space between them are one block; white space that differs between equal words is a
+    block of its own. Two blocks that change something always have an equal one between them.
+
+    Raises: `TypeError` if one is not a `str`.
+    """
+    return [Edit._make(edit) for edit in _core.diff(_whole(a, "a"), _whole(b, "b"))]
+
+
+def word_script(a: str, b: str) -> list[Edit]:
+    """The minimal script over words that `diff` is made of: one `Edit` of cost 1 per word that is
+    deleted, inserted or replaced, with offsets that count words. Kept words are left out.
+
+    Raises: `TypeError` if one is not a `str`.
+    """
+    return [Edit._make(edit) for edit in _core.word_script(_whole(a, "a"), _whole(b, "b"))]
+
+
+def count_tokens(column: Column, encoding: str = "o200k_base") -> Array:
+    """Tokens of each text in one of OpenAI's encodings (`ENCODINGS`).
+
+    Special tokens count as the ordinary text that they are (tiktoken's `encode_ordinary`).
+
+    Returns: uint32, one per row, null for null.
+
+    Raises: `ValueError` for an unknown encoding, `TypeError` for a column that is not text.
+    """
+    return _core.count_tokens(_column(column, "column"), encoding)
+
+
+def _column(values: Any, name: str) -> Any:
+    """What the core can read: Arrow data as it is, a list of `str` as an arro3 array."""
+    if hasattr(values, "__arrow_c_array__") or hasattr(values, "__arrow_c_stream__"):
+        return values
+    if isinstance(values, str | bytes) or not isinstance(values, Sequence):
+        raise TypeError(
+            f"`{name}` is of type {type(values).__name__}: expected an Arrow column of strings "
+            "or a list of str"
+        )
+    for row, value in enumerate(values):
+        if value is not None and not isinstance(value, str):
+            raise TypeError(
+                f"`{name}` holds a value of type {type(value).__name__} in row {row}, "
+                "which is not text: expected str or None"
+            )
+    from arro3.core import Array, DataType
+
+    return Array(list(values), type=DataType.large_utf8())
+
+
+def _whole(text: Any, name: str) -> str:
+    if not isinstance(text, str):
+        raise TypeError(f"`{name}` is of type {type(text).__name__}: expected str")
+    return text

@@ -1,0 +1,27 @@
+/// What can go wrong; each variant's text is meant for the person who called.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    #[error(
+        "`{left}` has {left_len} rows and `{right}` has {right_len}: columns of a pair must have the same length"
+    )]
+    LengthMismatch {
+        left: String,
+        left_len: usize,
+        right: String,
+        right_len: usize,
+    },
+    #[error(
+        "`{column}` is of type {data_type}, which is not text: expected a column of strings (Utf8, LargeUtf8, Utf8View or a dictionary of these)"
+    )]
+    NotText { column: String, data_type: String },
+    #[error("unknown encoding '{name}': known are {known}")]
+    UnknownEncoding { name: String, known: String },
+    #[error("a text of {bytes} bytes is too long: 4 GiB is the limit of one text")]
+    TooLong { bytes: usize },
+    #[error(transparent)]
+    Arrow(#[from] arrow_schema::ArrowError),
+    #[error("stopped before the end")]
+    Stopped,
+}
+
+pub type Result<T> = std::result::Result<T, Error>;

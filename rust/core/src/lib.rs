@@ -1,0 +1,21 @@
+//! Measures and edit scripts of pairs of texts, over `&str` and over Arrow columns.
+//!
+//! *Character* is a Unicode code point. *Word* is what `words::split` makes of a text. Distances are
+//! Levenshtein distances. Nothing here knows of Python.
+
+pub mod bpe;
+pub mod columns;
+pub mod diff;
+mod error;
+pub mod kernel;
+pub mod levenshtein;
+pub mod pair;
+pub mod script;
+pub mod stop;
+pub mod table;
+#[cfg(test)]
+mod testing;
+mod unicode;
+pub mod words;
+
+pub use error::{Error, Result};

@@ -1,0 +1,189 @@
+"""The strict parser: every marker shape seen in the wild, and nothing but the answer comes out."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from clair_apo.build import templates
+from clair_apo.build.parser import Parsed, Refused, Unparsable, parse, strip_thinking
+
+PAPER = templates.load("paper")
+PLAIN = templates.load("answer-only")
+ANSWER = "Paris is the capital.\n\nIt lies on the Seine."
+ORIGINAL = "Paris is capital"
+
+
+def marked(reply: str, original: str = ORIGINAL) -> Parsed:
+    return parse(reply, PAPER, original)
+
+
+@pytest.mark.parametrize(
+    "reply",
+    [
+        f"{{teacher_reasoning}}: why\n\n{{corrected_student_solution}}:\n{ANSWER}",
+        f"{{teacher_reasoning}}\n\nwhy\n\n{{corrected_student_solution}}\n\n{ANSWER}\n",
+        f"{{corrected_student_solution}}: {ANSWER}",
+        # bold, with the colon inside or outside
+        f"{{teacher_reasoning}}: why\n\n**Corrected Student Solution:**\n{ANSWER}",
+        f"**{{corrected_student_solution}}**:\n{ANSWER}",
+        f"**{{teacher_reasoning}}:** why\n**{{corrected_student_solution}}:** {ANSWER}",
+        # the reasoning names the marker, the real one has no colon
+        f"{{teacher_reasoning}}: The {{corrected_student_solution}}: must keep the start.\n\n"
+        f"{{corrected_student_solution}}\n{ANSWER}",
+        f"{{teacher_reasoning}}: why\n1. {{corrected_student_solution}} needs a river.\n"
+        f"{{corrected_student_solution}} should say so.\n\n{{corrected_student_solution}}\n{ANSWER}",
+        # the marker twice
+        f"{{corrected_student_solution}}:\nA draft.\n\n{{teacher_reasoning}}: no\n"
+        f"{{corrected_student_solution}}:\n{ANSWER}",
+        f"{{corrected_student_solution}}:\nA draft.\n{{corrected_student_solution}}:\n{ANSWER}",
+        # headings, lists, brackets, tags, code
+        f"## Teacher Reasoning\nwhy\n## Corrected Student Solution\n{ANSWER}",
+        f"### {{corrected_student_solution}}:\n{ANSWER}\n\n### {{teacher_reasoning}}\nIt was unclear.",
+        f"1. Teacher Reasoning:\nwhy\n2. Corrected Student Solution:\n{ANSWER}",
+        f"[Corrected Student Solution]:\n{ANSWER}",
+        f"`{{corrected_student_solution}}`\n{ANSWER}",
+        f"{{{{corrected_student_solution}}}}\n{ANSWER}",
+        f"{{corrected_student_solution:}}\n{ANSWER}",
+        f"corrected_student_solution:\n{ANSWER}",
+        f"CORRECTED STUDENT SOLUTION:\n{ANSWER}",
+        f"<teacher_reasoning>why</teacher_reasoning>\n<corrected_student_solution>\n{ANSWER}\n"
+        "</corrected_student_solution>",
+        f"<corrected_student_solution>{ANSWER}</corrected_student_solution>\nThat is all.",
+        f"{{corrected_student_solution}}\n{ANSWER}\n{{/corrected_student_solution}}",
+        f"```\n{{teacher_reasoning}}\nwhy\n{{corrected_student_solution}}\n{ANSWER}\n```",
+        f"{{corrected_student_solution}}\n{ANSWER}\n\n{{corrected_student_solution}}\n",
+        # thinking aloud
+        "<think>\n{corrected_student_solution}:\na draft\n</think>\n{teacher_reasoning}: why\n"
+        f"{{corrected_student_solution}}: {ANSWER}",
+        "a draft\n{corrected_student_solution}:\nbad\n</think>\n"
+        f"{{corrected_student_solution}}:\n{ANSWER}",
+        f"<thinking>hm</thinking>\n\n{{corrected_student_solution}}:\r\n{ANSWER}",
+    ],
+)
+def test_shapes_of_the_marker(reply: str) -> None:
+    assert marked(reply).revision == ANSWER
+
+
+@pytest.mark.parametrize(
+    "reply",
+    [
+        "I would make it clearer.",
+        "The corrected student solution: is nice, I think.",
+        "{corrected_student_solution} should be clearer, and mention the river.",
+        "{teacher_reasoning}: why",
+        "{teacher_reasoning}: why\n\n{corrected_student_solution}:\n\n",
+        "<think>\n{corrected_student_solution}:\nNever closed",
+        "",
+    ],
+)
+def test_what_is_no_answer_is_never_taken_for_one(reply: str) -> None:
+    with pytest.raises(Unparsable):
+        marked(reply)
+
+
+@pytest.mark.parametrize(
+    "closing",
+    [
+        "---\n\nThis revision corrects the student's mistake about the river.",
+        "I corrected the student's answer by naming the river.",
+        "**Changes made:**\n\n- named the river\n- named the capital",
+        "---\n**Note:** The revised answer keeps the first sentence.",
+        "Summary of changes: the river is named.",
+        "In this revision, the river is named.",
+    ],
+)
+def test_a_closing_remark_is_no_part_of_the_answer(closing: str) -> None:
+    parsed = marked(f"{{corrected_student_solution}}\n{ANSWER}\n\n{closing}")
+    assert parsed.revision == ANSWER
+    assert parsed.comment_cut
+
+
+@pytest.mark.parametrize(
+    "ending",
+    [
+        "---\n\nAsk me if you want to know more about Paris.",
+        "I have changed trains there twice.",
+        "Students love the city.",
+        "Note: the river is long.",
+        "This enhanced map now includes the river.",
+    ],
+)
+def test_an_ending_that_belongs_to_the_answer_stays(ending: str) -> None:
+    parsed = marked(f"{{corrected_student_solution}}\n{ANSWER}\n\n{ending}")
+    assert parsed.revision == f"{ANSWER}\n\n{ending}"
+    assert not parsed.comment_cut
+
+
+def test_a_remark_that_the_original_has_too_stays() -> None:
+    remark = "Changes made: none."
+    parsed = marked(f"{{corrected_student_solution}}\n{ANSWER}\n\n{remark}", f"A log.\n\n{remark}")
+    assert parsed.revision.endswith(remark)
+
+
+def test_a_marker_inside_code_is_code() -> None:
+    code = "```python\nprint('''\n{corrected_student_solution}:\nx''')\n```"
+    assert marked(f"{{corrected_student_solution}}:\n{code}").revision == code
+
+
+def test_refusals_have_a_type_of_their_own() -> None:
+    for words in (
+        "I'm sorry, but I can't help with that.",
+        "I cannot assist with this request.",
+        "I\u2019m unable to help.",
+        "As an AI language model, I cannot do that.",
+    ):
+        with pytest.raises(Refused):
+            marked(words)
+        with pytest.raises(Refused):
+            parse(words, PLAIN, ORIGINAL)
+    sorry = "I'm sorry, but I can't come on Friday."
+    assert parse(sorry, PLAIN, "I am sorry, I cannot come.").revision == sorry
+
+
+def test_answer_only_takes_the_whole_reply() -> None:
+    parsed = parse(f"<think>hm</think>\n{ANSWER}\n", PLAIN, ORIGINAL)
+    assert parsed == Parsed(ANSWER, None, comment_cut=False)
+    with pytest.raises(Unparsable):
+        parse("<think>only that", PLAIN, ORIGINAL)
+
+
+def test_thinking_is_told_from_text_about_it() -> None:
+    text = "Use `<think>` and `</think>` around it:\n\n    x = '<think>'"
+    assert strip_thinking(text) == text
+    assert strip_thinking("hm\n</think>\nYes.") == "Yes."
+
+
+def test_reasons_are_kept() -> None:
+    assert (
+        marked(f"{{teacher_reasoning}}:\nBecause.\n\n{{corrected_student_solution}}:\n{ANSWER}").rationale
+        == "Because."
+    )
+    assert marked(f"Some talk.\n\n{{corrected_student_solution}}:\n{ANSWER}").rationale == "Some talk."
+    assert marked(f"{{corrected_student_solution}}:\n{ANSWER}").rationale is None
+
+
+def test_own_markers(tmp_path: Path) -> None:
+    mine = tmp_path / "mine.txt"
+    mine.write_text(
+        "---\nreply: marked\nanswer_marker: final answer\nreasoning_marker: notes\n---\n"
+        "{prompt} / {response}"
+    )
+    template = templates.load(str(mine))
+    assert parse(f"### Notes\nwhy\n### Final Answer\n{ANSWER}", template, "").revision == ANSWER
+
+
+def test_real_transcripts_parse_to_what_a_reader_would_copy(shared_data: Path) -> None:
+    lines = (shared_data / "clair_transcripts.jsonl").read_text("utf-8").splitlines()
+    assert len(lines) == 10
+    for line in lines:
+        row = json.loads(line)
+        reply = row["reviser_reply"]
+        before, marker, answer = reply.rpartition("{corrected_student_solution}")
+        parsed = parse(reply, PAPER, row["response"])
+        assert marker
+        assert parsed.revision == answer.removeprefix(":").strip()
+        assert not parsed.comment_cut
+        assert parsed.rationale == before.removeprefix("{teacher_reasoning}").strip(" :\n")

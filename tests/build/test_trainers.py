@@ -1,0 +1,106 @@
+"""The written table in the hands of those it is for: `datasets`, and a step of TRL's DPOTrainer."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cli import build
+from loopback import Answer, Loopback, marked
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+datasets = pytest.importorskip("datasets")
+
+
+@pytest.fixture(scope="module")
+def table(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Pairs with awkward columns carried along: names that trainers look for themselves."""
+    import json
+
+    folder = tmp_path_factory.mktemp("pairs")
+    source = folder / "in.jsonl"
+    with source.open("w") as file:
+        for number in range(8):
+            row: dict[str, Any] = {
+                "prompt": f"What is {number} and one?",
+                "response": f"It is {number}.",
+                "messages": [{"role": "user", "content": "loose"}],
+                "tools": None,
+                "completion": "x",
+                "label": True,
+                "images": ["a"],
+                "score": 0.5,
+            }
+            file.write(json.dumps(row) + "\n")
+
+    def behave(body: dict[str, Any], n: int) -> Answer:
+        said = body["messages"][0]["content"]
+        number = int(said.split("What is ")[1].split()[0])
+        return Answer(marked(f"It is {number + 1}."))
+
+    with Loopback(behave) as server:
+        summary = build(source, folder / "pairs.parquet", "--reviser", "m", "--reviser-url", server.url)
+    assert summary["kept"] == 8
+    return folder / "pairs.parquet"
+
+
+def test_datasets_loads_it(table: Path, tmp_path: Path) -> None:
+    loaded = datasets.load_dataset("parquet", data_files=str(table), cache_dir=str(tmp_path))["train"]
+    assert loaded.num_rows == 8
+    assert loaded[0]["chosen"] == [{"role": "assistant", "content": "It is 1."}]
+    assert loaded[0]["extra"]["label"] is True
+
+
+def test_a_step_of_trl_on_the_file_as_it_is(table: Path, tmp_path: Path) -> None:
+    trl = pytest.importorskip("trl")
+    torch = pytest.importorskip("torch")
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+    words = ["<pad>", "<eos>", "<unk>", "user", "assistant", "What", "is", "It", "and", "one", "?", "."]
+    words += [str(n) for n in range(12)]
+    raw = Tokenizer(models.WordLevel({w: i for i, w in enumerate(words)}, unk_token="<unk>"))
+    raw.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=raw, pad_token="<pad>", eos_token="<eos>")
+    tokenizer.chat_template = (
+        "{% for m in messages %}{{ m['role'] + ' ' + m['content'] + ' <eos> ' }}{% endfor %}"
+        "{% if add_generation_prompt %}assistant {% endif %}"
+    )
+    torch.manual_seed(0)
+    model = LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=len(words),
+            hidden_size=16,
+            intermediate_size=32,
+            num_hidden_layers=1,
+            num_attention_heads=2,
+            num_key_value_heads=2,
+            pad_token_id=0,
+            eos_token_id=1,
+        )
+    )
+    rows = datasets.load_dataset("parquet", data_files=str(table), cache_dir=str(tmp_path))["train"]
+    folder = tmp_path / "model"  # TRL loads the reference anew, so the model needs a place
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    trainer = trl.DPOTrainer(
+        model=str(folder),
+        args=trl.DPOConfig(
+            output_dir=str(tmp_path / "out"),
+            max_steps=1,
+            per_device_train_batch_size=4,
+            loss_type="apo_zero",
+            report_to=[],
+            use_cpu=True,
+            logging_steps=1,
+            bf16=False,
+        ),
+        train_dataset=rows,
+        processing_class=tokenizer,
+    )
+    trainer.train()
+    losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+    assert losses[0] == pytest.approx(1.0, abs=1e-3)  # both APO forms begin at 1 as TRL writes them
