@@ -32,7 +32,7 @@ def run_build(args: argparse.Namespace) -> int:
     options = BuildOptions.of(args)
     try:
         result = build(options)
-    except Interrupted:
+    except (Interrupted, KeyboardInterrupt):
         print(
             "Interrupted. What was answered is kept; run the same command again to go on.",
             file=sys.stderr,

@@ -15,7 +15,7 @@ from clair_apo.llm.chat import tokens_of
 from clair_apo.llm.ledger import Record
 from clair_apo.terminal import safe
 
-BAR_WIDTH = 24
+BAR_WIDTH = 20
 # Long enough that the rate does not jump, short enough that it shows a stall.
 RATE_SECONDS = 15.0
 
@@ -103,25 +103,26 @@ class Progress:
         self.rows = rows
 
     def _line(self) -> Text:
-        now = time.monotonic()
         done = self.rows / self.total if self.total else 1.0
         filled = int(BAR_WIDTH * done)
-        line = Text()
-        line.append(f"{self._phase} ")
+        # What may be cut off at the right of a narrow terminal comes last.
+        line = Text(f"{self._phase} ", no_wrap=True, overflow="ellipsis")
         line.append("━" * filled, "green")
         line.append("━" * (BAR_WIDTH - filled), "bright_black")
         line.append(f" {self.rows:,}/{self.total:,} rows")
-        if self._phase == "asking":
-            rate, left = self._rate(now)
-            line.append(f" · {rate:,.1f} calls/s · {self.in_flight} in flight")
-            if self.tokens_out:
-                line.append(f" · {_short(self.tokens_in)} tokens in, {_short(self.tokens_out)} out")
-            if left is not None:
-                line.append(f" · {duration(left)} left")
-            if self.retries:
-                line.append(f" · {self.retries} retries", "yellow")
+        if self._phase != "asking":
+            return line
+        rate, left = self._rate(time.monotonic())
+        line.append(f" · {rate:,.1f} calls/s")
+        if left is not None:
+            line.append(f" · {duration(left)} left")
         for kind, count in self.failures.most_common(4):
-            line.append(f" · {count} {kind}", "red")
+            line.append(f" · {count:,} {kind}", "red")
+        line.append(f" · {self.in_flight} in flight")
+        if self.tokens_out:
+            line.append(f" · {_short(self.tokens_in)} → {_short(self.tokens_out)} tokens")
+        if self.retries:
+            line.append(f" · {self.retries:,} retries", "yellow")
         return line
 
     def _rate(self, now: float) -> tuple[float, float | None]:

@@ -27,7 +27,6 @@ from clair_apo.build.parties import Parties, Party
 from clair_apo.build.progress import Progress
 from clair_apo.build.rows import Chunk, Input, InputRow, Survey, UnusableRow
 from clair_apo.build.templates import as_text
-from clair_apo.errors import ClairError
 from clair_apo.llm.chat import (
     WAY_FAILED,
     Backend,
@@ -174,7 +173,7 @@ async def make_calls(
     flight are waited for first.
     """
     rows = _usable(source, progress)
-    trouble: list[BaseException] = []
+    trouble: list[Exception] = []
 
     async def work() -> None:
         for row in rows:
@@ -191,7 +190,7 @@ async def make_calls(
                 )
             except _Stop:
                 return
-            except ClairError as error:
+            except Exception as error:
                 trouble.append(error)
                 caller.stopping = True
                 return
@@ -199,10 +198,7 @@ async def make_calls(
     # More rows than calls in flight: a row also waits for the disk and for its own parsing.
     workers = [asyncio.create_task(work()) for _ in range(caller.concurrency * 5 // 4 + 16)]
     with _signals(caller, workers, progress) as interrupted:
-        results = await asyncio.gather(*workers, return_exceptions=True)
-    for result in results:
-        if isinstance(result, BaseException) and not isinstance(result, asyncio.CancelledError):
-            raise result
+        await asyncio.gather(*workers, return_exceptions=True)
     if trouble:
         raise trouble[0]
     if interrupted():

@@ -4,6 +4,7 @@ use arrow_array::cast::AsArray;
 use arrow_array::{
     Array, ArrayRef, LargeStringArray, StringArray, StringViewArray, downcast_integer_array,
 };
+use arrow_buffer::ArrowNativeType;
 use arrow_schema::DataType;
 
 use crate::{Error, Result};
@@ -13,7 +14,7 @@ enum Chunk {
     Large(LargeStringArray),
     View(StringViewArray),
     /// For each row its key, or none where key is null.
-    Dictionary(Vec<Option<u32>>, Box<Chunk>),
+    Dictionary(Vec<Option<usize>>, Box<Chunk>),
     Null,
 }
 
@@ -46,18 +47,18 @@ impl Chunk {
             Self::Text(array) => array.is_valid(row).then(|| array.value(row)),
             Self::Large(array) => array.is_valid(row).then(|| array.value(row)),
             Self::View(array) => array.is_valid(row).then(|| array.value(row)),
-            Self::Dictionary(keys, values) => values.get((*keys.get(row)?)? as usize),
+            Self::Dictionary(keys, values) => values.get((*keys.get(row)?)?),
             Self::Null => None,
         }
     }
 }
 
 /// Keys as numbers; one that points outside of the values is none.
-fn keys(array: &dyn Array, values: usize) -> Vec<Option<u32>> {
+fn keys(array: &dyn Array, values: usize) -> Vec<Option<usize>> {
     downcast_integer_array!(
         array => array
             .iter()
-            .map(|key| key.and_then(|k| u32::try_from(k).ok()).filter(|&k| (k as usize) < values))
+            .map(|key| key.and_then(|k| k.to_usize()).filter(|&k| k < values))
             .collect(),
         _ => vec![None; array.len()]
     )
@@ -154,7 +155,7 @@ mod tests {
             Arc::new(dictionary),
         ];
         for array in arrays {
-            assert_eq!(rows(&column(&[array.clone()])), ROWS);
+            assert_eq!(rows(&column(std::slice::from_ref(&array))), ROWS);
             let parts = [array.slice(0, 1), array.slice(1, 0), array.slice(1, 3)];
             assert_eq!(rows(&column(&parts)), ROWS);
             assert_eq!(column(&parts).get(4), None);

@@ -1,6 +1,6 @@
 //! Text columns from any producer with the Arrow PyCapsule methods.
 
-use arrow_array::ArrayRef;
+use arrow_array::{ArrayRef, new_null_array};
 use arrow_schema::{ArrowError, DataType};
 use clair_core::columns::TextColumn;
 use pyo3::prelude::*;
@@ -21,6 +21,15 @@ impl<'py> FromPyObject<'_, 'py> for Column {
     fn extract(object: Borrowed<'_, 'py, PyAny>) -> PyResult<Self> {
         let reader = object.extract::<AnyArray>()?.into_reader()?;
         let data_type = reader.field().data_type().clone();
+        // polars hands over nulls without a type in a form that arrow does not take; their number is enough.
+        if data_type == DataType::Null
+            && let Ok(rows) = object.len()
+        {
+            return Ok(Self {
+                data_type,
+                chunks: vec![new_null_array(&DataType::Null, rows)],
+            });
+        }
         let chunks = reader
             .collect::<Result<_, ArrowError>>()
             .map_err(PyArrowError::from)?;
