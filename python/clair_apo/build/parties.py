@@ -48,6 +48,11 @@ class Parties:
     template: Template
     embedded: bool = field(default=False)  # no model flag at all: for trying the pipeline
 
+    @property
+    def aligned(self) -> str | None:
+        """Whose answers the given ones are, as far as the flags tell."""
+        return self.model.name if self.model and not self.embedded else None
+
     def identity(self, options: BuildOptions) -> dict[str, Any]:
         """The settings that decide what the replies of a run mean; a run folder holds one such set."""
         return {

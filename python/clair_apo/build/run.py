@@ -406,7 +406,7 @@ def _pair_row(
         "method": method.replace("-", "_"),
         "template": parties.template.name,
         "chosen_model": draft.chosen_model or parties.reviser.name,
-        "rejected_model": draft.rejected_model or (parties.model.name if parties.model else None),
+        "rejected_model": draft.rejected_model or parties.aligned,
         **measures,
         "flags": flags,
         "usage": {
