@@ -13,6 +13,7 @@ from cli import asks, build, clair, dropped, failures, rows, texts, write_prompt
 from loopback import Answer, Loopback, error, marked, upper
 
 KEY = "sk-test-5f2b/9d1c+e8a7"
+PASSWORD = "hush-5f2b9d1ce8a7"
 
 
 def test_pairs_come_out_in_order_with_their_other_columns(three: Path, tmp_path: Path) -> None:
@@ -326,7 +327,7 @@ def test_faulty_replies_over_real_prompts_are_all_accounted_for(shared_data: Pat
         == sum(summary[name] for name in ("kept", "unchanged", "filtered", "failed"))
     )
     assert summary["kept"] == 160
-    _no_key(tmp_path)
+    _never(KEY, list(tmp_path.glob("p.*")))
 
 
 def test_the_key_reaches_no_file_and_no_line(tmp_path: Path) -> None:
@@ -338,7 +339,7 @@ def test_the_key_reaches_no_file_and_no_line(tmp_path: Path) -> None:
             return error(400, f"bad key {KEY} for you")
         if "{task}: b" in body["messages"][0]["content"]:
             return Answer(body=json.dumps({"key": KEY}).replace("/", "\\/"))
-        return Answer(marked(f"The key is {KEY}."))
+        return Answer(marked(f"The key is {KEY}, or {PASSWORD}."))
 
     with Loopback(behave) as server:
         done = clair(
@@ -352,7 +353,7 @@ def test_the_key_reaches_no_file_and_no_line(tmp_path: Path) -> None:
         )
         assert done.returncode == 0, done.stderr
         assert server.asked[0].headers["Authorization"] == f"Bearer {KEY}"
-        user = server.url.replace("//", f"//someone:{KEY.replace('/', '%2F')}@")
+        user = server.url.replace("//", f"//someone:{PASSWORD}@") + f"?key={PASSWORD}"
         also = clair(
             "build-pairs",
             "--input",
@@ -366,20 +367,23 @@ def test_the_key_reaches_no_file_and_no_line(tmp_path: Path) -> None:
         )
         assert also.returncode == 0, also.stderr
         assert server.asked[-1].headers["Authorization"].startswith("Basic ")
-    assert rows(tmp_path / "p.parquet")[0]["chosen"][0]["content"] == "The key is [key]."
-    for text in (done.stdout, done.stderr, also.stdout, also.stderr):
-        assert KEY not in text
-    _no_key(tmp_path)
+    assert rows(tmp_path / "p.parquet")[0]["chosen"][0]["content"].startswith("The key is [key], or")
+    assert rows(tmp_path / "q.parquet")[0]["chosen"][0]["content"].endswith("or [key].")
+    assert KEY not in done.stdout + done.stderr
+    assert PASSWORD not in also.stdout + also.stderr
+    _never(KEY, list(tmp_path.glob("p.*")))
+    _never(PASSWORD, list(tmp_path.glob("q.*")))
 
 
-def _no_key(folder: Path) -> None:
-    files = [path for path in folder.rglob("*") if path.is_file()]
-    assert len(files) > 3
+def _never(secret: str, outputs: list[Path]) -> None:
+    """No file of a run, its ledger included, holds `secret`."""
+    files = [f for path in outputs for f in (path.rglob("*") if path.is_dir() else [path])]
+    assert len(files) >= 5
     for path in files:
         content = path.read_bytes()
         if path.suffix == ".parquet":
             content = json.dumps(rows(path), default=str, ensure_ascii=False).encode()
-        assert KEY.encode() not in content, path
+        assert secret.encode() not in content, path
 
 
 def test_passing_trouble_is_retried(three: Path, tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ from clair_apo.build.progress import Progress
 from clair_apo.build.rows import Columns, Input, Survey
 from clair_apo.build.run import Caller, Interrupted, make_calls, write_tables
 from clair_apo.errors import EXIT_INTERRUPTED, EXIT_OK, StoppedEarly, UsageError
+from clair_apo.llm.endpoint import shown_url
 from clair_apo.llm.ledger import Ledger
 
 EMBEDDED_NOTE = (
@@ -73,7 +74,7 @@ def build(options: BuildOptions) -> dict[str, Any]:
             run(_ask(source, method, caller, parties, options, progress))
             progress.writing()
             counts = write_tables(source, survey, method, Caller(ledger, roles), parties, options, progress)
-        settings = {**asdict(options), "resolved": parties.identity(options)}
+        settings = {**_shown_flags(options), "resolved": parties.identity(options)}
         result = summary.as_json(
             counts,
             ledger.totals(),
@@ -156,6 +157,14 @@ def _check_settings(ledger: Ledger, parties: Parties, options: BuildOptions) -> 
             )
     kept = {name: value for name, value in (before or {}).items() if now.get(name) is None}
     ledger.set_fact("settings", {**now, **kept, "minimality": now["minimality"]})
+
+
+def _shown_flags(options: BuildOptions) -> dict[str, Any]:
+    """The flags as they may be stored: a URL can hold a password."""
+    flags = asdict(options)
+    for name in ("model_url", "reviser_url"):
+        flags[name] = shown_url(flags[name]) if flags[name] else None
+    return flags
 
 
 def _shown(value: object) -> str:
