@@ -91,6 +91,8 @@ def test_what_is_no_answer_is_never_taken_for_one(reply: str) -> None:
         "I corrected the student's answer by naming the river.",
         "**Changes made:**\n\n- named the river\n- named the capital",
         "---\n**Note:** The revised answer keeps the first sentence.",
+        "***\n\nI fixed two mistakes in the explanation.",
+        "I have kept the structure of the original answer.",
         "Summary of changes: the river is named.",
         "In this revision, the river is named.",
     ],
@@ -108,6 +110,9 @@ def test_a_closing_remark_is_no_part_of_the_answer(closing: str) -> None:
         "I have changed trains there twice.",
         "Students love the city.",
         "Note: the river is long.",
+        "Let the students answer in pairs.",
+        "I have corrected the text as you asked.",
+        "---\n\nThe next text: London.",
         "This enhanced map now includes the river.",
     ],
 )
@@ -121,6 +126,12 @@ def test_a_remark_that_the_original_has_too_stays() -> None:
     remark = "Changes made: none."
     parsed = marked(f"{{corrected_student_solution}}\n{ANSWER}\n\n{remark}", f"A log.\n\n{remark}")
     assert parsed.revision.endswith(remark)
+
+
+def test_changes_that_the_user_asked_for_stay() -> None:
+    reply = f"{{corrected_student_solution}}\n{ANSWER}\n\nChanges made:\n\n- a comma"
+    assert parse(reply, PAPER, ORIGINAL, "Proofread this: Paris is capital").revision.endswith("a comma")
+    assert parse(reply, PAPER, ORIGINAL, "What is the capital?").revision == ANSWER
 
 
 def test_a_marker_inside_code_is_code() -> None:

@@ -14,7 +14,7 @@ from clair_apo import text
 from clair_apo.build.checks import Band
 from clair_apo.build.parser import Parsed, Refused, Unparsable, parse, strip_thinking
 from clair_apo.build.rows import InputRow
-from clair_apo.build.templates import Template
+from clair_apo.build.templates import Template, as_text
 from clair_apo.llm.chat import CallFailed, Message, Reply
 
 MODEL, REVISER = "model", "reviser"
@@ -63,10 +63,10 @@ class Clair:
             answer, rejected_model = strip_thinking(reply.text).strip(), reply.model
             if not answer:
                 raise CallFailed("empty", "the model thought and did not answer", status=200, raw=reply.raw)
-        asked = self.template.ask(row.messages, answer)
-        parsed, reply = await self._revision(ask, asked, answer, replies)
+        revising = _Revising(self, ask, row.messages, answer, replies)
+        parsed, reply = await revising.readable()
         if self.minimality is not None:
-            parsed, reply = await self._nearer(ask, asked, answer, parsed, reply, replies)
+            parsed, reply = await revising.nearer(parsed, reply, self.minimality)
         return Draft(
             answer,
             parsed.revision,
@@ -77,19 +77,29 @@ class Clair:
             replies,
         )
 
-    async def _revision(
-        self, ask: Ask, asked: list[Message], answer: str, replies: list[Reply]
-    ) -> tuple[Parsed, Reply]:
+
+class _Revising:
+    """The talk with the reviser about one answer. Every reply goes into `replies`."""
+
+    def __init__(
+        self, method: Clair, ask: Ask, prompt: list[Message], answer: str, replies: list[Reply]
+    ) -> None:
+        self._template = method.template
+        self._ask = ask
+        self._prompt = as_text(prompt)
+        self._answer = answer
+        self._replies = replies
+        self._asked = method.template.ask(prompt, answer)
+
+    async def readable(self) -> tuple[Parsed, Reply]:
         """A revision that could be read, after at most one stricter request."""
-        reply = await ask(REVISE, REVISER, asked)
-        replies.append(reply)
+        reply = await self._reply(self._asked)
         try:
-            return self._read(reply, answer), reply
+            return self._read(reply), reply
         except Unparsable:
-            again = await ask(REVISE, REVISER, self.template.ask_again(asked, reply.text))
-            replies.append(again)
+            again = await self._reply(self._template.ask_again(self._asked, reply.text))
         try:
-            return self._read(again, answer), again
+            return self._read(again), again
         except Unparsable as error:
             raise CallFailed(
                 "unparsable",
@@ -99,40 +109,33 @@ class Clair:
                 raw=again.raw,
             ) from None
 
-    async def _nearer(
-        self,
-        ask: Ask,
-        asked: list[Message],
-        answer: str,
-        first: Parsed,
-        reply: Reply,
-        replies: list[Reply],
-    ) -> tuple[Parsed, Reply]:
-        assert self.minimality is not None
-        ratio = _edit_ratio(answer, first.revision)
-        if ratio in self.minimality:
+    async def nearer(self, first: Parsed, reply: Reply, minimality: Band) -> tuple[Parsed, Reply]:
+        """The first revision, or a second one that lies nearer to the band."""
+        ratio = self._edit_ratio(first)
+        if ratio in minimality:
             return first, reply
-        messages = self.template.ask_nearer(asked, reply.text, too_much=ratio > self.minimality.high)
+        messages = self._template.ask_nearer(self._asked, reply.text, too_much=ratio > minimality.high)
         try:
-            second_reply = await ask(REVISE, REVISER, messages)
-            replies.append(second_reply)
-            second = self._read(second_reply, answer)
+            second_reply = await self._reply(messages)
+            second = self._read(second_reply)
         except (CallFailed, Unparsable):
             return first, reply  # the first one is still a revision
-        if self.minimality.distance(_edit_ratio(answer, second.revision)) < self.minimality.distance(ratio):
+        if minimality.distance(self._edit_ratio(second)) < minimality.distance(ratio):
             return second, second_reply
         return first, reply
 
-    def _read(self, reply: Reply, answer: str) -> Parsed:
+    async def _reply(self, messages: list[Message]) -> Reply:
+        reply = await self._ask(REVISE, REVISER, messages)
+        self._replies.append(reply)
+        return reply
+
+    def _read(self, reply: Reply) -> Parsed:
         try:
-            return parse(reply.text, self.template, answer)
+            return parse(reply.text, self._template, self._answer, self._prompt)
         except Refused as error:
             raise CallFailed(
                 "refusal", f"the reviser refused: {error}", status=200, raw=reply.raw
             ) from None
 
-
-def _edit_ratio(answer: str, revision: str) -> float:
-    longer = max(len(answer), len(revision))
-    distance = text.levenshtein([answer], [revision])[0].as_py()
-    return float(distance) / longer if longer else 0.0
+    def _edit_ratio(self, parsed: Parsed) -> float:
+        return float(text.levenshtein_ratio([self._answer], [parsed.revision])[0].as_py())

@@ -35,18 +35,33 @@ _REFUSAL = re.compile(
 )
 _REFUSAL_CHARS = 600
 
+# A closing remark: the reviser speaks about its own work. Each pattern is tried at the start of a
+# paragraph. What names the student or the revision is one wherever it stands; changes in general are one
+# unless the user asked for changes; and what might as well be part of an answer needs a rule above it.
 _WORK = r"(?:changes|revisions?|corrections|improvements|edits|modifications)"
 _TEXT = r"(?:answer|solution|version|response|text|explanation)"
-_CLOSING = re.compile(
-    rf"\W*(?:note\W+)?(?:(?:this|the|my) (?:revision\b|(?:revised|corrected|improved|rewritten|updated|"
-    rf"edited) {_TEXT}\b)"
-    rf"|i(?:'ve| have)? (?:only |just |mainly |minimally )?(?:revised|corrected|kept|preserved|rewrote|"
-    rf"rewritten|changed|copied|made|fixed|edited|improved)\b[^.\n]{{0,80}}\b(?:{_TEXT}|original|student|"
-    rf"{_WORK})\b"
+_DID = r"(?:revised|corrected|kept|preserved|rewrote|rewritten|changed|copied|made|fixed|edited|improved)"
+_NOTE = r"\W*(?:note\W+)?"
+_ABOUT_FRAME = re.compile(
+    rf"{_NOTE}(?:(?:in )?(?:this|the|my) revision\b"
+    rf"|[^.\n]{{0,120}}\b(?:the|a) student['\u2019]s (?:original )?{_TEXT}\b)",
+    re.I,
+)
+_ABOUT_CHANGES = re.compile(
+    rf"{_NOTE}(?:(?:this|the|my) (?:revised|corrected|rewritten) {_TEXT}\b"
+    rf"|i(?:'ve| have)? (?:\w+ )?{_DID}\b[^.\n]{{0,80}}\b(?:original|previous) {_TEXT}\b"
     rf"|(?:a )?(?:summary|explanation|list|overview) of (?:the |my )?{_WORK}\b"
-    rf"|(?:key |main )?{_WORK} (?:i(?:'ve| have)? )?made\b|what (?:i|was) changed\b"
-    rf"|(?:in|with) (?:this|the|my) (?:revision|revised|corrected)\b"
-    rf"|[^.\n]{{0,120}}\bstudent'?s? (?:original )?{_TEXT}\b)",
+    rf"|(?:key |main )?{_WORK} (?:i(?:'ve| have)? )?made\b|what (?:i|was) changed\b)",
+    re.I,
+)
+_ABOUT_WORK = re.compile(
+    rf"{_NOTE}(?:(?:this|the|my) (?:improved|updated|edited|enhanced) {_TEXT}\b"
+    rf"|i(?:'ve| have)? (?:\w+ )?{_DID}\b[^.\n]{{0,80}}\b(?:{_TEXT}|{_WORK})\b)",
+    re.I,
+)
+_ASKS_FOR_CHANGES = re.compile(
+    r"\b(?:fix|edit|revis|rewrit|correct|improv|proofread|debug|refactor|rephras|paraphras|optimi[sz]|updat"
+    r"|chang|mistake|error|grammar)\w*",
     re.I,
 )
 
@@ -69,9 +84,9 @@ class Parsed:
     comment_cut: bool
 
 
-def parse(reply: str, template: Template, original: str) -> Parsed:
-    """Reads `reply` as `template` says. `original` is the answer that was to be revised: what it says
-    itself is no slip of the reviser's.
+def parse(reply: str, template: Template, original: str, prompt: str = "") -> Parsed:
+    """Reads `reply` as `template` says. `original` is the answer to `prompt` that was to be revised: what
+    they say themselves is no slip of the reviser's.
 
     Raises Unparsable or Refused.
     """
@@ -84,7 +99,7 @@ def parse(reply: str, template: Template, original: str) -> Parsed:
             raise Unparsable("nothing is left of the reply without its thinking")
     else:
         revision, rationale = _marked(_unwrapped(text), template)
-    kept = _without_closing(revision, original)
+    kept = _without_closing(revision, original, prompt)
     return Parsed(kept, rationale, kept != revision)
 
 
@@ -187,24 +202,32 @@ def _unwrapped(text: str) -> str:
     return "\n".join(line for _, line, _ in found[1:-1])
 
 
-def _without_closing(text: str, original: str) -> str:
+def _without_closing(text: str, original: str, prompt: str) -> str:
     """`text` without last paragraphs in which the reviser speaks about its revision."""
-    paragraphs = [0, *(match.end() for match in _PARAGRAPHS.finditer(text)), len(text)]
-    for begin in paragraphs[1:-1]:
-        paragraph = text[begin:]
+    patterns = [_ABOUT_FRAME]
+    if not _ASKS_FOR_CHANGES.search(prompt):
+        patterns.append(_ABOUT_CHANGES)
+    patterns = [p for p in patterns if not _begins_paragraph(p, original)]
+    behind_rule = [p for p in [*patterns, _ABOUT_WORK] if not _begins_paragraph(p, original)]
+    for match in _PARAGRAPHS.finditer(text):
+        begin = match.end()
+        head, paragraph = text[:begin].rstrip(), text[begin:]
         rule = _RULE.match(paragraph)
         speech = paragraph[rule.end() :].lstrip() if rule else paragraph
+        before, _, last = head.rpartition("\n")
+        ruled = bool(rule or _RULE.fullmatch(last))
         if (
-            _CLOSING.match(speech)
-            and not _in_code(text, begin)
-            and not any(_CLOSING.match(part.strip()) for part in _PARAGRAPHS.split(original))
+            any(pattern.match(speech) for pattern in (behind_rule if ruled else patterns))
             # A remark is short beside the answer; a whole chapter is part of it.
             and len(speech) <= max(400, len(text) // 3)
+            and not _in_code(text, begin)
         ):
-            head = text[:begin].rstrip()
-            before, _, last = head.rpartition("\n")
-            return before.rstrip() if _RULE.fullmatch(last) else head
+            return head if rule or not ruled else before.rstrip()
     return text
+
+
+def _begins_paragraph(pattern: re.Pattern[str], text: str) -> bool:
+    return any(pattern.match(part.strip()) for part in _PARAGRAPHS.split(text))
 
 
 def _in_code(text: str, offset: int) -> bool:
