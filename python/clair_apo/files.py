@@ -29,6 +29,7 @@ OUTPUT_SUFFIXES = (".parquet", ".jsonl", ".jsonl.gz", ".jsonl.zst")
 MAX_LINE_BYTES = 64 * 1024 * 1024
 # Rows decoded at a time. Small enough that a batch of long answers stays in the tens of megabytes.
 BATCH_ROWS = 256
+BATCH_BYTES = 8 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,13 +150,16 @@ def read_batches(
     with _parquet(path) as file:
         for group in range(file.metadata.num_row_groups):
             done = 0
+            size = file.metadata.row_group(group)
+            average = size.total_byte_size // max(size.num_rows, 1) + 1
+            most = max(1, min(rows, BATCH_BYTES // average))
             try:
-                for batch in file.iter_batches(rows, [group], columns, use_threads=False):
+                for batch in file.iter_batches(most, [group], columns, use_threads=False):
                     yield batch
                     done += batch.num_rows
             except (pa.ArrowException, OSError) as error:
                 reason = f"row group {group} of {path.name} cannot be read: {first_line(error)}"
-                for _ in range(file.metadata.row_group(group).num_rows - done):
+                for _ in range(size.num_rows - done):
                     yield BadRow(reason)
 
 
@@ -253,11 +257,14 @@ def _csv_rows(path: Path) -> Iterator[Row | BadRow]:
         open_bytes(path) as raw,
         io.TextIOWrapper(raw, "utf-8-sig", errors="surrogateescape", newline="") as file,
     ):
-        reader = csv.reader(file)
+        reader = csv.reader(file, strict=True)
         try:
             header = next(reader, [])
         except csv.Error as error:
             raise ClairError(f"{path}: the header cannot be read: {error}") from error
+        twice = sorted({name for name in header if header.count(name) > 1})
+        if twice:
+            raise ClairError(f"{path}: column {twice[0]!r} stands in the header more than once")
         while True:
             try:
                 cells = next(reader)

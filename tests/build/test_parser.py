@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from clair_apo.build import templates
-from clair_apo.build.parser import Parsed, Refused, Unparsable, parse, strip_thinking
+from clair_apo.build.parser import Parsed, Refused, Unparsable, parse
+from clair_apo.build.thinking import strip_thinking
 
 PAPER = templates.load("paper")
 PLAIN = templates.load("answer-only")
@@ -122,6 +123,72 @@ def test_an_ending_that_belongs_to_the_answer_stays(ending: str) -> None:
     assert not parsed.comment_cut
 
 
+@pytest.mark.parametrize(
+    "closing",
+    [
+        "Note: I changed the city and kept the river.",
+        "**Changes:**\n- the river",
+        "I named the river and kept everything else.".replace("named", "corrected"),
+        "Overall, this revised answer is clearer.",
+        "These changes make it clearer.",
+        "---\n*Changes: the river*",
+        "{teacher_reasoning} I named the river.",
+        "[End of corrected solution]",
+        "{end_of_corrected_student_solution}",
+        "-----------------",
+        "```",
+    ],
+)
+def test_more_that_is_no_part_of_the_answer(closing: str) -> None:
+    assert marked(f"{{corrected_student_solution}}\n{ANSWER}\n\n{closing}").revision == ANSWER
+
+
+@pytest.mark.parametrize(
+    "reply",
+    [
+        f"{{corrected_student_solution}}:\n{ANSWER}\n\n**Corrected student solution:** Fixed the capital.",
+        "{teacher_reasoning}: The\n{corrected_student_solution}: should say so.\nI will do that now.",
+        "1. {teacher_reasoning}: be clear\n2. {corrected_student_solution}: will be precise",
+        "The form is\n```\n{corrected_student_solution}:\nfoo\n```\nI will now give it.",
+        "{teacher_reasoning}: x\n<think>\n{corrected_student_solution}:\nNever closed",
+    ],
+)
+def test_in_doubt_there_is_no_revision(reply: str) -> None:
+    with pytest.raises(Unparsable):
+        marked(reply)
+
+
+@pytest.mark.parametrize(
+    "reply",
+    [
+        f"<corrected_student_solution>draft</corrected_student_solution>\n{{corrected_student_solution}}:\n{ANSWER}",
+        f"{{corrected_student_solution}}:\n{ANSWER}\n\n{{corrected_student_solution}}: see above.",
+        f"[THINK]{{corrected_student_solution}}: a draft[/THINK]{{corrected_student_solution}}:\n{ANSWER}",
+        f"<thoughts>x</thoughts>\n{{corrected_student_solution}}:\n{ANSWER}",
+        f"a draft, so</think>{{corrected_student_solution}}:\n{ANSWER}",
+    ],
+)
+def test_the_last_section_that_is_one(reply: str) -> None:
+    assert marked(reply).revision == ANSWER
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        "```xml\n<thinking>\nsteps\n</thinking>\n<answer>x</answer>\n```",
+        "So:\n\n<reasoning>It is so.</reasoning>\n\nThat is why.",
+        "It starts with\n<think> and then reasons.",
+        "Close it with `</think>`, always.",
+        "    indented = code\n    more = 1",
+        "{task}: do the dishes\nThen go.",
+    ],
+)
+def test_answers_about_tags_and_forms_stay_whole(answer: str) -> None:
+    assert strip_thinking(answer) == answer
+    prompt = "Write the line\n{task}: do the dishes\nand more."
+    assert parse(f"{{corrected_student_solution}}:\n{answer}", PAPER, ORIGINAL, prompt).revision == answer
+
+
 def test_a_remark_that_the_original_has_too_stays() -> None:
     remark = "Changes made: none."
     parsed = marked(f"{{corrected_student_solution}}\n{ANSWER}\n\n{remark}", f"A log.\n\n{remark}")
@@ -150,6 +217,8 @@ def test_refusals_have_a_type_of_their_own() -> None:
             marked(words)
         with pytest.raises(Refused):
             parse(words, PLAIN, ORIGINAL)
+    for words in ("I'm sorry to hear that. You should see a doctor.", "I am unable to attend on Friday."):
+        assert parse(words, PLAIN, "See a doctor.").revision == words
     sorry = "I'm sorry, but I can't come on Friday."
     assert parse(sorry, PLAIN, "I am sorry, I cannot come.").revision == sorry
 

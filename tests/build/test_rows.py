@@ -239,3 +239,47 @@ def test_a_folder_means_its_tables_of_rows(tmp_path: Path) -> None:
         pq.write_table(pa.table({"prompt": [name]}), tmp_path / name)
     (tmp_path / "notes.txt").write_text("no table")
     assert [row.messages[0]["content"] for row in good(tmp_path)] == ["a.parquet"]
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        [{}, {}],
+        [[{}]],
+        [1, 2**63],
+        [2**70, 1.5],
+        [2**60 + 1, 1.5],
+        [{"y": {"a": "\udfff"}}],
+        [[1], {"a": 1}, "x"],
+        [json.loads("[" * 900 + "]" * 900)],
+        [{"a": 1}, {"b": [None, 2.5]}, {"a": 2, "b": [1]}],
+        [float("nan"), None],
+    ],
+)
+def test_no_loose_column_can_break_a_table(tmp_path: Path, values: list[Any]) -> None:
+    from clair_apo.tables import TableWriter
+
+    (tmp_path / "t.jsonl").write_text(
+        "".join(json.dumps({"prompt": "a", "odd": value}) + "\n" for value in values)
+    )
+    source = Input(str(tmp_path / "t.jsonl"), Columns())
+    extra = source.survey().extra
+    assert extra is not None
+    carried = next(iter(source.chunks(extra))).extra
+    assert len(carried) == len(values)
+    for name in ("out.parquet", "out.jsonl"):
+        schema = pa.schema([("id", pa.string()), ("extra", extra)])
+        with TableWriter(tmp_path / name, schema) as table:
+            table.write([{"id": str(n)} for n in range(len(values))], carried)
+    assert pq.read_table(tmp_path / "out.parquet").num_rows == len(values)
+    assert carried.field("odd").null_count == sum(value is None for value in values)
+
+
+def test_an_open_quote_does_not_swallow_rows_in_silence(tmp_path: Path) -> None:
+    (tmp_path / "t.csv").write_text('prompt,response\nq0,r\nq,"r one\nq2,r two\n')
+    found = read(tmp_path / "t.csv")
+    assert isinstance(found[0], InputRow)
+    assert isinstance(found[1], UnusableRow)
+    (tmp_path / "u.csv").write_text("prompt,prompt\na,b\n")
+    with pytest.raises(ClairError, match="more than once"):
+        read(tmp_path / "u.csv")

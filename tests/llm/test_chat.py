@@ -76,6 +76,7 @@ def test_odd_usage_counts_as_none() -> None:
         {"prompt_tokens": "3"},
         {"prompt_tokens": -1},
         {"prompt_tokens": True},
+        {"prompt_tokens": 10**30},
     ):
         assert tokens_of(body({"content": "x"}, usage=usage)) == (0, 0)
     assert tokens_of("no json") == (0, 0)

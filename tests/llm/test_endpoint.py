@@ -159,3 +159,26 @@ def test_models_are_listed() -> None:
         assert asyncio.run(listed(server.url)) == ["a", "b"]
     with pytest.raises(ClairError, match="cannot be read"):
         asyncio.run(listed("http://127.0.0.1:9/v1"))
+
+
+def test_only_secrets_are_blanked() -> None:
+    said = "Install ollama before 2024-02-01."
+
+    def behave(body: object, n: int) -> Answer:
+        return Answer(said)
+
+    with Loopback(behave) as server:
+        sent = send(Endpoint(f"{server.url}?api-version=2024-02-01", key="ollama"))
+        assert interpret(sent.raw).text == said
+        key = "k3y-\u0041bc-123456"
+        server.behave = lambda body, n: Answer(
+            body='{"choices": [{"message": {"content": "it is k3y-\\u0041bc-123456"},'
+            ' "finish_reason": "stop"}]}'
+        )
+        assert interpret(send(Endpoint(server.url, key=key)).raw).text == "it is [key]"
+
+
+def test_json_is_utf8_whatever_the_header_says() -> None:
+    latin = {"Content-Type": "application/json; charset=ISO-8859-1"}
+    with Loopback(lambda body, n: Answer("caf\u00e9", headers=latin)) as server:
+        assert interpret(send(Endpoint(server.url)).raw).text == "caf\u00e9"

@@ -77,7 +77,7 @@ def test_fresh_begins_anew_and_keeps_the_old_one(tmp_path: Path) -> None:
     with Ledger(tmp_path / "run", fresh=True) as ledger:
         assert ledger.get(b"a", 0) is None
         assert ledger.totals().calls == 0
-    with sqlite3.connect(tmp_path / "run" / "ledger.old.sqlite") as old:
+    with sqlite3.connect(tmp_path / "run" / "ledger.old-1.sqlite") as old:
         assert old.execute("SELECT count(*) FROM calls").fetchone() == (1,)
 
 
@@ -86,6 +86,8 @@ def test_a_damaged_or_foreign_file_is_said_in_words(tmp_path: Path) -> None:
     (tmp_path / "run" / "ledger.sqlite").write_bytes(b"this is no database" * 100)
     with pytest.raises(LedgerError, match="--fresh"):
         Ledger(tmp_path / "run")
+    Ledger(tmp_path / "run", fresh=True).close()
+    assert (tmp_path / "run" / "ledger.old-1.sqlite").read_bytes().startswith(b"this is no")
     with Ledger(tmp_path / "other") as ledger:
         ledger.set_fact("schema", 99)
     with pytest.raises(ClairError, match="another version"):

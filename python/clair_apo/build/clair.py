@@ -12,9 +12,10 @@ from typing import Protocol
 
 from clair_apo import text
 from clair_apo.build.checks import Band
-from clair_apo.build.parser import Parsed, Refused, Unparsable, parse, strip_thinking
+from clair_apo.build.parser import Parsed, Refused, Unparsable, parse
 from clair_apo.build.rows import InputRow
 from clair_apo.build.templates import Template, as_text
+from clair_apo.build.thinking import strip_thinking
 from clair_apo.llm.chat import CallFailed, Message, Reply
 
 MODEL, REVISER = "model", "reviser"
@@ -60,7 +61,8 @@ class Clair:
         if answer is None:
             reply = await ask(SAMPLE, MODEL, row.messages)
             replies.append(reply)
-            answer, rejected_model = strip_thinking(reply.text).strip(), reply.model
+            answered = strip_thinking(reply.text, as_text(row.messages))
+            answer, rejected_model = answered.strip(), reply.model
             if not answer:
                 raise CallFailed("empty", "the model thought and did not answer", status=200, raw=reply.raw)
         revising = _Revising(self, ask, row.messages, answer, replies)

@@ -104,7 +104,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="the pairs, .parquet or .jsonl (default: %(default)s); failures, dropped "
         "pairs and the run folder stand beside it",
     )
-    group.add_argument("--prompt-column", default="prompt", metavar="NAME")
+    group.add_argument("--prompt-column", type=named, default="prompt", metavar="NAME")
     group.add_argument(
         "--response-column",
         metavar="NAME",
@@ -140,7 +140,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("what counts as a good revision")
     group.add_argument(
         "--minimality",
-        type=band,
+        type=share_band,
         metavar="LOW..HIGH",
         help="band of the edit ratio; outside of it the reviser is asked once more",
     )
@@ -209,7 +209,7 @@ def _endpoint_arguments(group: argparse._ArgumentGroup, who: str, prefix: str) -
         help="environment variable with the key (default: OPENAI_API_KEY)",
     )
     group.add_argument(f"--{prefix}temperature", type=not_negative_float, metavar="T")
-    group.add_argument(f"--{prefix}top-p", type=above_zero, metavar="P")
+    group.add_argument(f"--{prefix}top-p", type=share, metavar="P")
     group.add_argument(f"--{prefix}max-tokens", type=positive, metavar="N")
     group.add_argument(f"--{prefix}reasoning-effort", metavar="WORD")
     group.add_argument(
@@ -273,6 +273,21 @@ def band(text: object) -> tuple[float, float]:
     return pair
 
 
+def share_band(text: object) -> tuple[float, float]:
+    """A band of a ratio that cannot exceed 1."""
+    pair = band(text)
+    if pair[0] >= 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is a band that no revision can lie in; the most is 1")
+    return pair
+
+
+def share(text: object) -> float:
+    number = above_zero(text)
+    if number > 1:
+        raise argparse.ArgumentTypeError(f"{text} is not above 0 and at most 1")
+    return number
+
+
 def flag_names(text: object) -> tuple[str, ...]:
     from clair_apo.build.checks import parse_flags
 
@@ -284,7 +299,7 @@ def flag_names(text: object) -> tuple[str, ...]:
 
 def json_object(text: object) -> dict[str, Any]:
     try:
-        value = json.loads(text) if isinstance(text, str) else text
+        value = json.loads(text, parse_constant=_no_constant) if isinstance(text, str) else text
     except ValueError as error:
         raise argparse.ArgumentTypeError(f"not JSON: {error}") from None
     if not isinstance(value, dict):
@@ -293,6 +308,10 @@ def json_object(text: object) -> dict[str, Any]:
     if reserved:
         raise argparse.ArgumentTypeError(f"{reserved[0]!r} cannot be set this way")
     return value
+
+
+def _no_constant(name: str) -> None:
+    raise ValueError(f"{name} is not JSON")
 
 
 def named(text: object) -> str:

@@ -19,6 +19,7 @@ from typing import Any
 import pyarrow as pa
 
 from clair_apo import files
+from clair_apo.build.extra import LooseTypes, from_batch, from_records, struct_type
 from clair_apo.errors import ClairError
 from clair_apo.files import BadRow
 from clair_apo.llm.chat import Message
@@ -100,7 +101,7 @@ class Input:
     def survey(self) -> Survey:
         """Reads the selected rows once and says what they hold."""
         rows = missing = 0
-        types = _ExtraTypes(self.columns.named)
+        types = LooseTypes(self.columns.named)
         for source in self._selected():
             rows += 1
             if isinstance(source.record, dict):
@@ -108,14 +109,14 @@ class Input:
                 if source.batch is None:
                     types.see(source.record)
         schemas = [schema for path in self.paths if (schema := files.columns_of(path)) is not None]
-        extra = _arrow_extra(schemas, self.columns) if schemas else types.result()
+        extra = struct_type(schemas, types.schema(), self.columns.named)
         return Survey(rows, missing, extra)
 
     def chunks(self, extra: pa.StructType | None = None) -> Iterator[Chunk]:
         """The selected rows in order. With `extra`, the other columns come along as that type."""
         with _Repeats() as repeats:
             selected = self._selected(repeats)
-            while part := list(islice(selected, files.BATCH_ROWS)):
+            for part in _parts(selected):
                 rows = [source.row for source in part if source.row is not None]
                 yield Chunk(rows, None if extra is None else _extra_array(part, extra))
 
@@ -194,6 +195,21 @@ class _Source:
     batch: pa.RecordBatch | None = None
     index: int = 0
     row: InputRow | UnusableRow | None = None
+
+
+def _parts(sources: Iterator[_Source]) -> Iterator[list[_Source]]:
+    """Consecutive rows, bounded in number and in text."""
+    part: list[_Source] = []
+    size = 0
+    for source in sources:
+        part.append(source)
+        if isinstance(source.row, InputRow):
+            size += len(source.row.response or "") + sum(len(m["content"]) for m in source.row.messages)
+        if len(part) >= files.BATCH_ROWS or size >= files.BATCH_BYTES:
+            yield part
+            part, size = [], 0
+    if part:
+        yield part
 
 
 class _BadCell(Exception):
@@ -317,6 +333,8 @@ def _check_sizes(messages: list[Message], response: str | None, columns: Columns
 
 def _own_id(record: files.Row, column: str) -> str:
     value = record.get(column)
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)  # what pandas makes of whole numbers beside a null
     if isinstance(value, bool) or not isinstance(value, str | int) or value == "":
         raise _BadCell(column, f"{value!r} is no id; text or a whole number belongs there")
     return _text(str(value), column)
@@ -369,6 +387,10 @@ def _resolve(paths: list[Path], columns: Columns) -> Columns:
     settled = Columns(columns.prompt, columns.response or "response", columns.id)
     for path in paths:
         schema = files.columns_of(path)
+        if schema is not None:
+            for name in needed.values():
+                if name and schema.names.count(name) > 1:
+                    raise ClairError(f"{path}: column {name!r} stands there more than once")
         missing, names = _missing_columns(path, schema, {name for name in needed.values() if name})
         for flag, name in needed.items():
             if name in missing:
@@ -414,64 +436,6 @@ def _check_type(path: Path, schema: pa.Schema, name: str) -> None:
         )
 
 
-def _arrow_extra(schemas: list[pa.Schema], columns: Columns) -> pa.StructType | None:
-    others = [pa.schema([f for f in schema if f.name not in columns.named]) for schema in schemas]
-    try:
-        merged = pa.unify_schemas(others, promote_options="permissive")
-    except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
-        raise ClairError(f"the files' columns do not go together: {files.first_line(error)}") from error
-    fields = [_storable(f) for f in merged]
-    return pa.struct(fields) if fields else None
-
-
-def _storable(item: pa.Field) -> pa.Field:
-    """A field of a type that Parquet holds whatever the rows are."""
-    kind = item.type
-    if pa.types.is_null(kind):
-        kind = pa.string()
-    elif pa.types.is_dictionary(kind):
-        kind = kind.value_type
-    if pa.types.is_string_view(kind):  # not every reader of Parquet knows views yet
-        kind = pa.string()
-    return pa.field(item.name, kind)
-
-
-class _ExtraTypes:
-    """Finds a type for each loose column of JSON or CSV rows; mixed ones are kept as JSON text."""
-
-    def __init__(self, named: set[str]) -> None:
-        self._named = named
-        self._types: dict[str, pa.DataType] = {}
-
-    def see(self, record: files.Row) -> None:
-        for name, value in record.items():
-            if name in self._named:
-                continue
-            known = self._types.get(name, pa.null())
-            if known == pa.string():
-                continue  # nothing is wider
-            self._types[name] = _wider(known, value)
-
-    def result(self) -> pa.StructType | None:
-        fields = [_storable(pa.field(name, kind)) for name, kind in self._types.items()]
-        return pa.struct(fields) if fields else None
-
-
-def _wider(known: pa.DataType, value: object) -> pa.DataType:
-    if value is None:
-        return known
-    try:
-        kind = pa.infer_type([value])
-        if kind == known:
-            return known
-        merged = pa.unify_schemas(
-            [pa.schema([("x", known)]), pa.schema([("x", kind)])], promote_options="permissive"
-        )
-        return merged.field("x").type
-    except (pa.ArrowException, OverflowError):
-        return pa.string()
-
-
 def _extra_array(sources: list[_Source], extra: pa.StructType) -> pa.StructArray:
     """The other columns of consecutive records, as structs of one type."""
     parts = []
@@ -479,33 +443,7 @@ def _extra_array(sources: list[_Source], extra: pa.StructType) -> pa.StructArray
         run = list(group)
         batch = run[0].batch
         if batch is None:
-            parts.append(_loose(run, extra))
-            continue
-        places = pa.array([source.index for source in run], pa.int64())
-        columns = [
-            batch.column(item.name).cast(item.type).take(places)
-            if item.name in batch.schema.names
-            else pa.nulls(len(run), item.type)
-            for item in extra
-        ]
-        parts.append(pa.StructArray.from_arrays(columns, fields=list(extra)))
+            parts.append(from_records([source.record for source in run], extra))
+        else:
+            parts.append(from_batch(batch, [source.index for source in run], extra))
     return pa.concat_arrays(parts)
-
-
-def _loose(sources: list[_Source], extra: pa.StructType) -> pa.StructArray:
-    columns = []
-    for item in extra:
-        values = [
-            source.record.get(item.name) if isinstance(source.record, dict) else None for source in sources
-        ]
-        if item.type == pa.string():
-            values = [_as_text(value) for value in values]
-        columns.append(pa.array(values, item.type))
-    return pa.StructArray.from_arrays(columns, fields=list(extra))
-
-
-def _as_text(value: object) -> str | None:
-    if value is None:
-        return None
-    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
-    return text.encode("utf-8", "replace").decode()

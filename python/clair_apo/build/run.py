@@ -184,6 +184,7 @@ async def make_calls(
                     _forget_failed(method, row, caller)
                 before = caller.from_ledger
                 outcome = await attempt(method, row, caller)
+                await asyncio.sleep(0)  # rows that the ledger answers would keep the others waiting
                 progress.row_done(
                     outcome.failure.kind if isinstance(outcome, Failed) else None,
                     from_ledger=caller.from_ledger > before,

@@ -219,7 +219,9 @@ def _content(content: object) -> str | None:
 
 
 def _count(value: object) -> int | None:
-    return value if isinstance(value, int) and not isinstance(value, bool) and value >= 0 else None
+    """A count that can be one: no model takes or gives more tokens than this."""
+    whole = isinstance(value, int) and not isinstance(value, bool)
+    return value if whole and 0 <= value < 1 << 40 else None  # type: ignore[operator, return-value]
 
 
 def _start(text: str, most: int = 200) -> str:

@@ -13,6 +13,7 @@ import email.utils
 import json
 import os
 import random
+import re
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -55,9 +56,13 @@ class Endpoint:
 
 def normal_url(url: str) -> str:
     """`url` without a trailing slash or `/chat/completions`. Raises UsageError for no http URL."""
-    parts = urlsplit(url.strip())
-    if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise UsageError(f"{shown_url(url)!r} is not a URL such as http://localhost:8000/v1")
+    try:
+        parts = urlsplit(url.strip())
+        known = parts.scheme in ("http", "https") and bool(parts.hostname) and (parts.port or 1) > 0
+    except ValueError:
+        known = False
+    if not known:  # it is not shown: it may be a key that took the wrong flag
+        raise UsageError("what is given as a URL is not a URL such as http://localhost:8000/v1")
     path = parts.path.rstrip("/").removesuffix("/chat/completions").rstrip("/")
     return urlunsplit((parts.scheme, parts.netloc, path, parts.query, ""))
 
@@ -158,9 +163,20 @@ class EndpointClient:
                 response = await self._client.post(self._chat_url, content=body)
         except (TimeoutError, httpx.HTTPError, aiohttp.ClientError, OSError) as error:
             raise _Retry(self._connection_failure(error)) from error
-        raw = self._blank(response.text)
+        try:
+            # JSON is UTF-8, whatever a header says.
+            text = response.content.decode("utf-8-sig")
+        except UnicodeDecodeError as error:
+            text = response.content.decode("utf-8", "replace")
+            if response.status_code == 200:
+                raise CallFailed(
+                    "invalid_reply", "the reply is not UTF-8", status=200, raw=self._blank(text)
+                ) from error
         if response.status_code == 200:
-            return raw
+            return self._blank(text)
+        raw = self._blank(text)
+        if response.status_code in (301, 302, 303, 307, 308):
+            raw = f"the server sends elsewhere: {shown_url(response.headers.get('location', '?'))}"
         self._refuse(response.status_code, response.headers, raw)
         raise AssertionError  # _refuse always raises
 
@@ -215,10 +231,29 @@ class EndpointClient:
         raise CallFailed(kind, message, status=status, raw=raw)
 
     def _blank(self, text: str) -> str:
+        """`text` with the secrets in it blanked, also where JSON spells them in another way."""
         for secret in self._secrets:
             if secret in text:
                 text = text.replace(secret, "[key]")
+        if self._secrets and ("\\u00" in text or "\\/" in text):
+            try:
+                body = json.loads(text)
+            except (ValueError, RecursionError):
+                return text
+            if any(secret in json.dumps(body, ensure_ascii=False) for secret in self._secrets):
+                return json.dumps(_blanked(body, self._secrets), ensure_ascii=False)
         return text
+
+
+def _blanked(value: Any, secrets: list[str]) -> Any:
+    if isinstance(value, dict):
+        return {_blanked(k, secrets): _blanked(v, secrets) for k, v in value.items()}
+    if isinstance(value, list):
+        return [_blanked(item, secrets) for item in value]
+    if isinstance(value, str):
+        for secret in secrets:
+            value = value.replace(secret, "[key]")
+    return value
 
 
 class _Retry(Exception):
@@ -228,21 +263,24 @@ class _Retry(Exception):
 
 
 def _secrets(endpoint: Endpoint) -> list[str]:
-    """The key and the URL's own credentials, in the forms in which a server could echo them."""
+    """The key and the URL's own credentials, in the forms in which a server could echo them.
+
+    A word such as `ollama` or `EMPTY`, given where a server wants any key, is none: blanking it would
+    change answers that use the word.
+    """
     parts = urlsplit(endpoint.url)
-    words = [
-        endpoint.key,
-        parts.password,
-        _basic(endpoint.url) if parts.username else None,
-        *(pair.partition("=")[2] for pair in parts.query.split("&")),
-    ]
-    plain = [form for word in words if word and len(word) >= 4 for form in (word, unquote(word))]
-    forms = {
-        form
-        for word in plain
-        for form in (word, json.dumps(word)[1:-1], json.dumps(word)[1:-1].replace("/", "\\/"))
-    }
-    return sorted(forms, key=len, reverse=True)
+    found = [endpoint.key, parts.password, _basic(endpoint.url) if parts.username else None]
+    for pair in parts.query.split("&"):
+        name, _, value = pair.partition("=")
+        if re.search(r"key|token|secret|sig|pass|auth|code", name, re.I):
+            found.append(value)
+    plain = {form for word in found if word for form in (word, unquote(word)) if _is_secret(form)}
+    return sorted(plain, key=len, reverse=True)
+
+
+def _is_secret(word: str) -> bool:
+    mixed = any(c.isdigit() for c in word) and any(c.isalpha() for c in word)
+    return word.startswith("sk-") or len(word) >= 16 or (len(word) >= 8 and mixed)
 
 
 def _basic(url: str) -> str:

@@ -189,10 +189,17 @@ class Ledger:
         return connection
 
     def _set_aside(self) -> None:
-        """Starts over, but keeps the last ledger as `ledger.old.sqlite`: it was paid for."""
-        if self.path.exists():
-            sqlite3.connect(self.path).execute("PRAGMA journal_mode=DELETE").connection.close()
-            self.path.replace(self.path.with_name("ledger.old.sqlite"))
+        """Starts over, but keeps the last ledger under another name: it was paid for, and may be mended
+        where it is damaged."""
+        if not self.path.exists():
+            return
+        number = 1
+        while (kept := self.folder / f"ledger.old-{number}.sqlite").exists():
+            number += 1
+        for ending in ("", "-wal", "-shm"):
+            part = self.path.with_name(self.path.name + ending)
+            if part.exists():
+                part.replace(kept.with_name(kept.name + ending))
 
     def _check_version(self) -> None:
         version = self.fact("schema")
@@ -223,7 +230,8 @@ class Ledger:
             try:
                 connection = connection or self._connect()
                 self._insert(connection, batch)
-            except sqlite3.Error as error:
+            except Exception as error:
+                # Whatever it is, those who wait must hear of it.
                 failure = LedgerError(f"{self.path} cannot be written: {_why(error)}")
                 if connection is not None:
                     with contextlib.suppress(sqlite3.Error):
@@ -306,7 +314,7 @@ def _lock(path: Path) -> int:
     return handle
 
 
-def _why(error: sqlite3.Error) -> str:
+def _why(error: Exception) -> str:
     code = getattr(error, "sqlite_errorname", "")
     if code == "SQLITE_FULL":
         return "the disk is full; make room and run the same command again, it goes on from here"
