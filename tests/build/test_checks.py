@@ -36,7 +36,7 @@ def test_frames_that_leak(revision: str) -> None:
 
 def test_an_echo_of_the_instruction_leaks() -> None:
     plain = templates.load("answer-only")
-    last = plain.text.strip().splitlines()[-1]
+    last = plain.text.splitlines()[0]
     assert leaks_frame("Paris.", f"Paris.\n\n{last}", "Capital?", plain)
     assert not leaks_frame("Paris.", "Paris. Answer: yes.", "Capital?", plain)
 
