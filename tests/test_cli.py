@@ -11,7 +11,7 @@ import pytest
 import clair_apo
 from clair_apo.build import build_pairs
 from clair_apo.errors import UsageError
-from cli import clair, write_prompts
+from cli import COMMAND, clair, environment, write_prompts
 from loopback import Answer, Loopback, marked
 
 
@@ -239,3 +239,20 @@ def test_hostile_names_do_not_reach_the_terminal(tmp_path: Path) -> None:
     done = clair("build-pairs", "--input", source, "--reviser", "m")
     assert done.returncode == 1
     assert "\x1b" not in done.stderr
+    done = clair("diff", "a.parquet", "ev\x1b[31mil\u202e.parquet")
+    assert done.returncode == 2
+    assert "\x1b" not in done.stderr
+    assert "\u202e" not in done.stderr
+
+
+def test_a_reader_who_has_seen_enough_is_no_failure(tmp_path: Path) -> None:
+    import subprocess
+
+    pairs = tmp_path / "p.jsonl"
+    row = {"prompt": "p", "chosen": "a b " * 500, "rejected": "a c " * 500}
+    pairs.write_text((json.dumps(row) + "\n") * 300)
+    command = " ".join([*COMMAND, "diff", str(pairs), "--largest", "300"])
+    done = subprocess.run(
+        ["bash", "-c", f"set -o pipefail; {command} | head -1"], capture_output=True, env=environment()
+    )
+    assert (done.returncode, done.stderr) == (0, b"")

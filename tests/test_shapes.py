@@ -381,3 +381,56 @@ def test_parquet_streams_and_reads_only_what_it_needs(tmp_path: Path) -> None:
     wide = pa.table({"chosen": ["c" * 2_000_000] * 20, "rejected": ["r"] * 20})
     pq.write_table(wide, tmp_path / "w.parquet", use_dictionary=False)
     assert max(len(batch) for batch in read_pairs(tmp_path / "w.parquet")) <= 8
+
+
+def test_one_odd_value_costs_no_other_row(tmp_path: Path) -> None:
+    from clair_apo.report import stats
+
+    plain = {"prompt": "p", "chosen": "a b", "rejected": "a c"}
+    huge = 10**400
+    odd: list[dict[str, Any]] = [
+        {**plain, "flags": ["\ud800"]},
+        {**plain, "usage": {"tokens_in": huge, "cost_usd": 1e308}},
+        {**plain, "usage": {"tokens_in": 2**62, "cost_usd": 1e308}},
+        {**plain, "usage": {"tokens_in": 5, "cost_usd": 0.5}},
+    ]
+    report = stats([jsonl(tmp_path / "a.jsonl", odd)])["files"][0]
+    assert (report["pairs"], report["skipped"]) == (4, 0)
+    assert (report["tokens_in"], report["cost_usd"]) == (5, 0.5)
+    rated = [{"model": "m", "response": r, "rating": s} for r, s in (("x", huge), ("y", 1), ("z", 2))]
+    found, _ = read(jsonl(tmp_path / "b.jsonl", [{"prompt": "p", "completions": rated}]))
+    assert found == [(0, "y", "z")]
+    (tmp_path / "c.csv").write_text('prompt,chosen,rejected\np,"[]","[1]"\n')
+    assert read(tmp_path / "c.csv")[0] == [(0, "[1]", "[]")]
+    column = pa.array(["a"])
+    pq.write_table(
+        pa.Table.from_arrays([column] * 3, names=["chosen", "rejected", "chosen"]), tmp_path / "d.parquet"
+    )
+    with pytest.raises(ClairError, match="more than once"):
+        read(tmp_path / "d.parquet")
+
+
+def test_a_file_whose_name_is_no_utf8(tmp_path: Path) -> None:
+    for name, write in (("\udcff.jsonl", None), ("\udcfe.parquet", "parquet")):
+        path = tmp_path / name
+        row = {"prompt": "p", "chosen": "a", "rejected": "b"}
+        if write is None:
+            jsonl(path, [row])
+        else:
+            pq.write_table(pa.Table.from_pylist([row]), tmp_path / "plain.parquet")
+            (tmp_path / "plain.parquet").rename(path)
+        assert read(path)[0] == [(0, "b", "a")]
+
+
+def test_a_gz_that_breaks_off_gives_every_whole_row(tmp_path: Path) -> None:
+    import zlib
+
+    lines = "".join(
+        json.dumps({"prompt": str(n), "chosen": f"{n * 7919}", "rejected": "b"}) + "\n" for n in range(3000)
+    )
+    data = gzip.compress(lines.encode())[:-2000]
+    (tmp_path / "cut.jsonl.gz").write_bytes(data)
+    whole = zlib.decompressobj(31).decompress(data).count(b"\n")
+    found, reader = read(tmp_path / "cut.jsonl.gz")
+    assert whole - 400 < len(found) <= whole
+    assert reader.skipped

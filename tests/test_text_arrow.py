@@ -267,3 +267,15 @@ def test_threads_can_share_it() -> None:
         thread.join()
     assert len(results) == 400
     assert all(result == expected for result in results)
+
+
+@pytest.mark.parametrize("layout", [pa.string(), pa.large_string(), pa.string_view()])
+def test_bytes_that_are_no_utf8_are_an_error_that_names_the_column(layout: pa.DataType) -> None:
+    """pyarrow does not check what it reads from a damaged file."""
+    binary = {"string": pa.binary(), "large_string": pa.large_binary(), "string_view": pa.binary_view()}
+    bad = pa.array([b"fine", b"caf\xc3"], binary[str(layout)]).view(layout)
+    for measure in (text.score, text.levenshtein, text.jaccard):
+        with pytest.raises(ValueError, match="UTF-8 \\(row 1 of chunk 0\\)"):
+            measure(["a", "b"], bad)
+    with pytest.raises(ValueError, match="`column` holds text that is not UTF-8"):
+        text.count_tokens(bad.dictionary_encode() if layout == pa.string() else bad)

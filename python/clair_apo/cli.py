@@ -69,7 +69,9 @@ class _Parser(argparse.ArgumentParser):
     """Says what is wrong in one line; the whole usage is behind --help."""
 
     def error(self, message: str) -> NoReturn:
-        print(f"{self.prog}: {message}\n`{self.prog} --help` lists the flags.", file=sys.stderr)
+        from clair_apo.terminal import safe
+
+        print(f"{self.prog}: {safe(message)}\n`{self.prog} --help` lists the flags.", file=sys.stderr)
         raise SystemExit(EXIT_USAGE)
 
 
@@ -254,7 +256,7 @@ def _fail(message: str, status: int) -> int:
     from clair_apo.terminal import safe
 
     if os.environ.get("CLAIR_APO_DEBUG"):
-        traceback.print_exc()
+        print(safe(traceback.format_exc()), file=sys.stderr)
     print(f"clair-apo: {safe(message)}", file=sys.stderr)
     return status
 

@@ -9,10 +9,12 @@ from __future__ import annotations
 import contextlib
 import csv
 import glob
+import gzip
 import io
 import json
 import os
 import sys
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -167,7 +169,8 @@ def read_batches(
 def _parquet(path: Path) -> Iterator[pq.ParquetFile]:
     # pre_buffer reads whole row groups ahead: memory would follow the writer's row-group size.
     try:
-        file = pq.ParquetFile(path, pre_buffer=False, buffer_size=1 << 20)
+        source = path if _is_utf8(path) else pa.PythonFile(path.open("rb"), "r")
+        file = pq.ParquetFile(source, pre_buffer=False, buffer_size=1 << 20)
     except PermissionError as error:
         raise ClairError(f"{path}: {error.strerror}") from error
     except FileNotFoundError as error:
@@ -178,6 +181,15 @@ def _parquet(path: Path) -> Iterator[pq.ParquetFile]:
         yield file
 
 
+def _is_utf8(path: Path) -> bool:
+    """Whether pyarrow can open a file by its name."""
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def first_line(error: BaseException) -> str:
     """The first line of an error's text: libraries put their own internals behind it."""
     text = str(error).strip()
@@ -186,12 +198,16 @@ def first_line(error: BaseException) -> str:
 
 def open_bytes(path: Path) -> IO[bytes]:
     """A file for reading bytes, decompressed by its extension."""
-    compression = {".gz": "gzip", ".zst": "zstd"}.get(path.suffix.lower())
     try:
-        stream = pa.input_stream(str(path), compression=compression)
+        raw = path.open("rb")
     except OSError as error:
         raise ClairError(f"{path}: {error.strerror or first_line(error)}") from error
-    return io.BufferedReader(stream, 1 << 20)
+    # Small steps: of a stream that breaks off, what the last step had read is lost with it.
+    if path.suffix.lower() == ".gz":
+        return io.BufferedReader(gzip.GzipFile(fileobj=raw), 1 << 14)
+    if path.suffix.lower() == ".zst":
+        return io.BufferedReader(pa.CompressedInputStream(pa.PythonFile(raw, "r"), "zstd"), 1 << 14)
+    return raw
 
 
 def _lines(path: Path) -> Iterator[bytes | BadRow]:
@@ -206,7 +222,7 @@ def _lines(path: Path) -> Iterator[bytes | BadRow]:
                         pass
                     yield BadRow(f"the line is longer than {MAX_LINE_BYTES >> 20} MiB")
                     continue
-            except (pa.ArrowException, OSError) as error:
+            except (pa.ArrowException, OSError, EOFError, zlib.error) as error:
                 yield BadRow(f"{path.name} breaks off here, what follows is lost: {first_line(error)}")
                 return
             if not line:

@@ -91,6 +91,10 @@ class Layout:
         return list(dict.fromkeys(n for n in names if n is not None))
 
 
+# No count of tokens and no price is larger; a few of these still add up to a number.
+_MOST = 1 << 60
+
+
 def layout_of(names: Sequence[str], json_cells: bool = False) -> Layout | None:
     """The layout that a file with these column names has; None where they hold no pairs."""
     sources = {want: next((n for n in known if n in names), None) for want, known in _NAMES.items()}
@@ -115,18 +119,22 @@ def optional_value(name: str, row: Row, layout: Layout) -> Any:
             return None
         value = (best if name == "chosen_model" else worst).get("model")
     if name == "flags":
-        return [f for f in value if isinstance(f, str)] if isinstance(value, list) else None
+        return [_utf8(f) for f in value if isinstance(f, str)] if isinstance(value, list) else None
     if name == "usage":
         if not isinstance(value, dict):
             return None
         return {part.name: _number(value.get(part.name), part.type) for part in USAGE}
     if isinstance(value, bool) or not isinstance(value, str | int):
         return None
-    return str(value).encode("utf-8", "replace").decode()
+    return _utf8(str(value))
+
+
+def _utf8(text: str) -> str:
+    return text.encode("utf-8", "replace").decode()
 
 
 def _number(value: Any, kind: pa.DataType) -> float | int | None:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+    if isinstance(value, bool) or not isinstance(value, int | float) or not -_MOST < value < _MOST:
         return None
     if pa.types.is_floating(kind):
         return float(value)
@@ -209,7 +217,7 @@ def _parsed(value: Any, json_cells: bool) -> Any:
         return value
     # An answer may be JSON itself: only what has the keys of messages is taken for them.
     messages = [found] if isinstance(found, dict) else found
-    if all(isinstance(m, dict) and (_role(m) or "response" in m) for m in messages):
+    if messages and all(isinstance(m, dict) and (_role(m) or "response" in m) for m in messages):
         return found
     return value
 
@@ -237,7 +245,7 @@ def _score(value: Any) -> float | None:
     """A score as a number: UltraFeedback writes some as text, and `N/A` where there is none."""
     try:
         score = float(value) if isinstance(value, str | int | float) else math.nan
-    except ValueError:
+    except (ValueError, OverflowError):
         return None
     return score if math.isfinite(score) else None
 

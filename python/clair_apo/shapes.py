@@ -152,8 +152,15 @@ class PairReader:
         self.paths = expand(self.spec)
         for path in self.paths:
             schema = columns_of(path)
-            if schema is not None and layout_of(schema.names) is None:
+            if schema is None:
+                continue
+            layout = layout_of(schema.names)
+            if layout is None:
                 raise _no_pairs(path, schema.names)
+            for name in (layout.chosen, layout.rejected, *layout.sources.values()):
+                if name and schema.names.count(name) > 1:
+                    where = one_line(str(path))
+                    raise ClairError(f"{where}: column {one_line(name, 40)} stands there more than once")
 
     @property
     def total_rows(self) -> int | None:

@@ -97,11 +97,17 @@ def console(stream: IO[str] | None = None) -> Console:
     """
     from rich.console import Console
 
+    class Ours(Console):
+        def on_broken_pipe(self) -> None:
+            # Whoever reads has seen enough (`| head`): that is no failure.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            raise SystemExit(0)
+
     stream = sys.stdout if stream is None else stream
     colour = colour_allowed(stream)
     if hasattr(stream, "reconfigure"):  # a terminal without Unicode shows ? rather than a traceback
         stream.reconfigure(errors="replace")
-    return Console(
+    return Ours(
         file=stream,
         width=width(),
         force_terminal=colour,

@@ -84,8 +84,8 @@ def levenshtein(a: Column, b: Column, unit: Literal["char", "word"] = "char") ->
 
     Returns: uint32, one per row.
 
-    Raises: `ValueError` for columns of different length or an unknown unit, `TypeError` for a column
-    that is not text; both name the column.
+    Raises: `ValueError` for columns of different length, text that is not UTF-8 or an unknown unit,
+    `TypeError` for a column that is not text; both name the column.
     """
     return _core.levenshtein(_column(a, "a"), _column(b, "b"), unit)
 

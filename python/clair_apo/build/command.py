@@ -42,7 +42,7 @@ def run_build(args: argparse.Namespace) -> int:
     except StoppedEarly as error:
         raise StoppedEarly(f"{error}\nWhat was answered before is kept.") from error
     if options.json:
-        print(json.dumps(result, ensure_ascii=False, indent=2))
+        print(json.dumps(result, indent=2))
     else:
         print(terminal.safe(summary.as_text(result, options)))
     return EXIT_OK
@@ -84,7 +84,7 @@ def build(options: BuildOptions) -> dict[str, Any]:
             __version__,
         )
         with files.replacing(options.beside(".run") / "summary.json") as path:
-            path.write_text(json.dumps(result, ensure_ascii=False, indent=2) + "\n", "utf-8")
+            path.write_text(json.dumps(result, indent=2) + "\n", "utf-8")
     return result
 
 
@@ -176,13 +176,13 @@ def run_templates(args: argparse.Namespace) -> int:
     if args.name:
         template = templates.load(args.name)
         if args.json:
-            print(json.dumps(asdict(template), ensure_ascii=False, indent=2))
+            print(json.dumps(asdict(template), indent=2))
         else:
             print(terminal.safe(template.text))
         return EXIT_OK
     known = templates.built_in()
     if args.json:
-        print(json.dumps([asdict(template) for template in known.values()], ensure_ascii=False, indent=2))
+        print(json.dumps([asdict(template) for template in known.values()], indent=2))
         return EXIT_OK
     for template in known.values():
         print(f"{template.name:16}{template.description}")

@@ -84,10 +84,12 @@ class _Tally:
         _tally(self.methods, batch.columns["method"])
         for part, so_far in self.usage.items():
             column = pc.struct_field(batch.columns["usage"], part).drop_null()
-            if pa.types.is_floating(column.type):
-                column = column.filter(pc.is_finite(column))
+            # As float64, which neither wraps nor ends in infinity for any count or price there can be.
+            column = column.cast(pa.float64(), safe=False)
+            column = column.filter(pc.less(pc.abs(column), float(1 << 60)))
             if len(column):
-                self.usage[part] = (so_far or 0) + pc.sum(column).as_py()
+                total = (so_far or 0) + pc.sum(column).as_py()
+                self.usage[part] = total if part == "cost_usd" else round(total)
 
     def _result(self, name: str) -> dict[str, Any]:
         edits = sum(self.positions)

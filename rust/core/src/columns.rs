@@ -2,7 +2,8 @@
 
 use arrow_array::cast::AsArray;
 use arrow_array::{
-    Array, ArrayRef, LargeStringArray, StringArray, StringViewArray, downcast_integer_array,
+    Array, ArrayRef, BinaryArray, LargeBinaryArray, LargeStringArray, StringArray, StringViewArray,
+    downcast_integer_array,
 };
 use arrow_buffer::ArrowNativeType;
 use arrow_schema::DataType;
@@ -42,6 +43,17 @@ impl Chunk {
         })
     }
 
+    /// The first row whose bytes are no UTF-8: producers need not check, and a `&str` must never hold such.
+    fn first_invalid(&self) -> Option<usize> {
+        match self {
+            Self::Text(array) => invalid(BinaryArray::from(array.clone()).iter()),
+            Self::Large(array) => invalid(LargeBinaryArray::from(array.clone()).iter()),
+            Self::View(array) => invalid(array.clone().to_binary_view().iter()),
+            Self::Dictionary(_, values) => values.first_invalid(),
+            Self::Null => None,
+        }
+    }
+
     fn get(&self, row: usize) -> Option<&str> {
         match self {
             Self::Text(array) => array.is_valid(row).then(|| array.value(row)),
@@ -51,6 +63,10 @@ impl Chunk {
             Self::Null => None,
         }
     }
+}
+
+fn invalid<'a>(mut rows: impl Iterator<Item = Option<&'a [u8]>>) -> Option<usize> {
+    rows.position(|bytes| bytes.is_some_and(|bytes| std::str::from_utf8(bytes).is_err()))
 }
 
 /// Keys as numbers; one that points outside of the values is none.
@@ -79,8 +95,16 @@ impl TextColumn {
         let mut starts = vec![0];
         let mut end = 0;
         let mut chunks = Vec::with_capacity(arrays.len());
-        for array in arrays {
-            chunks.push(Chunk::new(name, array)?);
+        for (index, array) in arrays.iter().enumerate() {
+            let chunk = Chunk::new(name, array)?;
+            if let Some(row) = chunk.first_invalid() {
+                return Err(Error::NotUtf8 {
+                    column: name.to_owned(),
+                    chunk: index,
+                    row,
+                });
+            }
+            chunks.push(chunk);
             end += array.len();
             starts.push(end);
         }

@@ -14,6 +14,12 @@ pub enum Error {
         "`{column}` is of type {data_type}, which is not text: expected a column of strings (Utf8, LargeUtf8, Utf8View or a dictionary of these)"
     )]
     NotText { column: String, data_type: String },
+    #[error("`{column}` holds text that is not UTF-8 (row {row} of chunk {chunk})")]
+    NotUtf8 {
+        column: String,
+        chunk: usize,
+        row: usize,
+    },
     #[error("unknown encoding '{name}': known are {known}")]
     UnknownEncoding { name: String, known: String },
     #[error("a text of {bytes} bytes is too long: 4 GiB is the limit of one text")]

@@ -118,7 +118,14 @@ pub fn jaccard(a: &str, b: &str) -> Result<f64> {
 
 /// Levenshtein distance over characters.
 pub fn levenshtein_chars(a: &str, b: &str, scratch: &mut Scratch, stop: &Stop) -> Result<u32> {
-    character_distance(a, b, None, scratch, stop)
+    // Where the result may be a bound only, it is the same bound that `measure` gives.
+    let bound = if a.len() as u64 * b.len() as u64 > levenshtein::MAX_CELLS && a != b {
+        let blocks = Compared::new(a, b, scratch, stop)?.blocks(a, b);
+        Some(character_bound(&blocks) as usize)
+    } else {
+        None
+    };
+    character_distance(a, b, bound, scratch, stop)
 }
 
 /// Levenshtein distance over words.

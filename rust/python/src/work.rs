@@ -21,9 +21,10 @@ pub fn to_python(error: Error) -> PyErr {
     let text = error.to_string();
     match error {
         Error::NotText { .. } => PyTypeError::new_err(text),
-        Error::LengthMismatch { .. } | Error::UnknownEncoding { .. } | Error::TooLong { .. } => {
-            PyValueError::new_err(text)
-        }
+        Error::LengthMismatch { .. }
+        | Error::NotUtf8 { .. }
+        | Error::UnknownEncoding { .. }
+        | Error::TooLong { .. } => PyValueError::new_err(text),
         Error::Arrow(_) | Error::Stopped => PyRuntimeError::new_err(text),
     }
 }
