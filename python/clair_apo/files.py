@@ -101,7 +101,7 @@ def columns_of(path: Path) -> pa.Schema | None:
     """The Arrow schema of a Parquet file; None for files whose columns show only in their rows."""
     if suffix(path) != ".parquet":
         return None
-    with _parquet(path) as file:
+    with parquet_file(path) as file:
         return file.schema_arrow
 
 
@@ -109,7 +109,7 @@ def count_rows(path: Path) -> int | None:
     """Rows of a Parquet file by its footer; None where only reading would tell."""
     if suffix(path) != ".parquet":
         return None
-    with _parquet(path) as file:
+    with parquet_file(path) as file:
         return int(file.metadata.num_rows)
 
 
@@ -149,7 +149,7 @@ def read_batches(
     path: Path, columns: list[str] | None = None, rows: int = BATCH_ROWS
 ) -> Iterator[pa.RecordBatch | BadRow]:
     """A Parquet file as record batches; one BadRow for each row of a row group that cannot be read."""
-    with _parquet(path) as file:
+    with parquet_file(path) as file:
         for group in range(file.metadata.num_row_groups):
             done = 0
             size = file.metadata.row_group(group)
@@ -166,7 +166,8 @@ def read_batches(
 
 
 @contextlib.contextmanager
-def _parquet(path: Path) -> Iterator[pq.ParquetFile]:
+def parquet_file(path: Path) -> Iterator[pq.ParquetFile]:
+    """An open Parquet file. Raises ClairError where it cannot be read."""
     # pre_buffer reads whole row groups ahead: memory would follow the writer's row-group size.
     try:
         source = path if _is_utf8(path) else pa.PythonFile(path.open("rb"), "r")

@@ -20,7 +20,6 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from clair_apo.errors import ClairError
 from clair_apo.files import (
@@ -29,6 +28,7 @@ from clair_apo.files import (
     columns_of,
     count_rows,
     expand,
+    parquet_file,
     read_batches,
     read_rows,
     suffix,
@@ -353,7 +353,8 @@ def _projection(path: Path, layout: Layout, wanted: Sequence[str]) -> tuple[list
     """The leaves of a Parquet file to decode, and how many rows of them fit into a batch."""
     needed = layout.needed(wanted)
     parts = {*RESPONSES, *SCORES, "model"}
-    metadata = pq.read_metadata(path)
+    with parquet_file(path) as file:
+        metadata = file.metadata
     leaves: list[int] = []
     annotations: list[int] = []
     for i in range(metadata.num_columns):
