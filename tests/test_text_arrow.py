@@ -125,26 +125,15 @@ def test_what_is_not_a_pair_of_text_columns_is_named() -> None:
 def test_polars_expressions() -> None:
     frame = pl.DataFrame({"rejected": LEFT, "chosen": RIGHT})
     rejected, chosen = pl.col("rejected"), pl.col("chosen")
-    for result in (
-        frame.select(
-            chars=rejected.clair.levenshtein(chosen),
-            words=rejected.clair.word_edits("chosen"),
-            ratio=rejected.clair.levenshtein_ratio(chosen),
-            jaccard=rejected.clair.jaccard(chosen),
-            tokens=chosen.clair.count_tokens(),
-            fixed=rejected.clair.levenshtein(pl.lit("kitten")),
-        ),
-        frame.lazy()
-        .select(
-            chars=rejected.clair.levenshtein(chosen),
-            words=rejected.clair.word_edits("chosen"),
-            ratio=rejected.clair.levenshtein_ratio(chosen),
-            jaccard=rejected.clair.jaccard(chosen),
-            tokens=chosen.clair.count_tokens(),
-            fixed=rejected.clair.levenshtein(pl.lit("kitten")),
-        )
-        .collect(),
-    ):
+    measures = {
+        "chars": rejected.clair.levenshtein(chosen),
+        "words": rejected.clair.word_edits("chosen"),
+        "ratio": rejected.clair.levenshtein_ratio(chosen),
+        "jaccard": rejected.clair.jaccard(chosen),
+        "tokens": chosen.clair.count_tokens(),
+        "fixed": rejected.clair.levenshtein(pl.lit("kitten")),
+    }
+    for result in (frame.select(**measures), frame.lazy().select(**measures).collect()):
         assert result["chars"].to_list() == DISTANCES
         assert result["words"].to_list() == text.levenshtein(LEFT, RIGHT, "word").to_pylist()
         assert result["ratio"].to_list() == text.levenshtein_ratio(LEFT, RIGHT).to_pylist()

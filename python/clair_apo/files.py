@@ -182,13 +182,14 @@ def parquet_file(path: Path) -> Iterator[pq.ParquetFile]:
         yield file
 
 
+def utf8(text: str) -> str:
+    """`text` as UTF-8 can hold it: a lone surrogate, which JSON and file names can carry, becomes `?`."""
+    return text.encode("utf-8", "replace").decode()
+
+
 def _is_utf8(path: Path) -> bool:
     """Whether pyarrow can open a file by its name."""
-    try:
-        str(path).encode()
-    except UnicodeEncodeError:
-        return False
-    return True
+    return utf8(str(path)) == str(path)
 
 
 def first_line(error: BaseException) -> str:

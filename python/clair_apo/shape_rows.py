@@ -14,7 +14,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from clair_apo.files import Row, json_type
+from clair_apo.files import Row, json_type, utf8
 from clair_apo.tables import USAGE
 
 # What a consumer may ask for besides the two answers.
@@ -119,18 +119,14 @@ def optional_value(name: str, row: Row, layout: Layout) -> Any:
             return None
         value = (best if name == "chosen_model" else worst).get("model")
     if name == "flags":
-        return [_utf8(f) for f in value if isinstance(f, str)] if isinstance(value, list) else None
+        return [utf8(f) for f in value if isinstance(f, str)] if isinstance(value, list) else None
     if name == "usage":
         if not isinstance(value, dict):
             return None
         return {part.name: _number(value.get(part.name), part.type) for part in USAGE}
     if isinstance(value, bool) or not isinstance(value, str | int):
         return None
-    return _utf8(str(value))
-
-
-def _utf8(text: str) -> str:
-    return text.encode("utf-8", "replace").decode()
+    return utf8(str(value))
 
 
 def _number(value: Any, kind: pa.DataType) -> float | int | None:
@@ -270,4 +266,4 @@ def _prompt(row: Row, layout: Layout) -> str | None:
             value = _content(messages[0])
         else:
             value = "\n\n".join(f"{_role(m)}: {_content(m) or ''}" for m in messages) or None
-    return value.encode("utf-8", "replace").decode() if isinstance(value, str) else None
+    return utf8(value) if isinstance(value, str) else None

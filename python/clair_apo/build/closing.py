@@ -49,24 +49,21 @@ def without_closing(text: str, original: str, prompt: str) -> str:
         patterns.append(_ABOUT_STUDENT)
     if not _ASKS_FOR_CHANGES.search(prompt):
         patterns.append(_ABOUT_CHANGES)
-    patterns = [p for p in patterns if not _begins_paragraph(p, original)]
-    behind_rule = patterns + [p for p in (_ABOUT_WORK,) if not _begins_paragraph(p, original)]
-    begins = [match.end() for match in _PARAGRAPHS.finditer(text)]
+    theirs = [p for p in (*patterns, _ABOUT_WORK) if _begins_paragraph(p, original)]
+    alone = [p for p in patterns if p not in theirs]
+    behind_rule = alone if _ABOUT_WORK in theirs else [*alone, _ABOUT_WORK]
+    places = [(match.end(), alone) for match in _PARAGRAPHS.finditer(text)]
     last_line = text.rfind("\n") + 1
-    if last_line and last_line not in begins:  # a remark that was not set off
-        begins.append(last_line)
-        patterns_of = {last_line: [p for p in patterns if p is not _ABOUT_CHANGES]}
-    else:
-        patterns_of = {}
-    for begin in begins:
+    if last_line and last_line not in [begin for begin, _ in places]:  # a remark that was not set off
+        places.append((last_line, [p for p in alone if p is not _ABOUT_CHANGES]))
+    for begin, patterns_here in places:
         head, paragraph = text[:begin].rstrip(), text[begin:]
         rule = _RULE.match(paragraph)
         speech = paragraph[rule.end() :].lstrip() if rule else paragraph
         before, _, last = head.rpartition("\n")
         ruled = bool(rule or _RULE.fullmatch(last))
-        tried = behind_rule if ruled else patterns_of.get(begin, patterns)
         if (
-            any(pattern.match(speech) for pattern in tried)
+            any(pattern.match(speech) for pattern in (behind_rule if ruled else patterns_here))
             # A remark is short beside the answer; a whole chapter, or code, is part of it.
             and len(speech) <= max(400, len(text) // 3)
             and "```" not in speech

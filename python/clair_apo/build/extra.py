@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import pyarrow as pa
 
 from clair_apo.errors import ClairError
-from clair_apo.files import BadRow, Row, first_line
+from clair_apo.files import BadRow, Row, first_line, utf8
 
 MAX_DEPTH = 8
 # Whole numbers up to here are exact as float64 too, so they go together with fractions.
@@ -73,20 +73,14 @@ class LooseTypes:
 
     def schema(self) -> pa.Schema:
         """One field per column, in the order in which they first came."""
-        return pa.schema([(_writable(name), _arrow(kind)) for name, kind in self._types.items()])
+        return pa.schema([(utf8(name), _arrow(kind)) for name, kind in self._types.items()])
 
 
 def as_text(value: object) -> str | None:
     """A value of a column of text: itself, or its JSON text. What UTF-8 cannot hold becomes `?`."""
     if value is None:
         return None
-    return _writable(
-        value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
-    )
-
-
-def _writable(text: str) -> str:
-    return text.encode("utf-8", "replace").decode()
+    return utf8(value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str))
 
 
 def _type_of(value: object, depth: int = 0) -> _Type:
@@ -103,7 +97,7 @@ def _type_of(value: object, depth: int = 0) -> _Type:
     if isinstance(value, float):
         return _Plain("float")
     if isinstance(value, str):
-        if depth and _writable(value) != value:
+        if depth and utf8(value) != value:
             raise _NoType
         return _Plain("text")
     if isinstance(value, list):
@@ -111,7 +105,7 @@ def _type_of(value: object, depth: int = 0) -> _Type:
         for element in value:
             item = _merged(item, _type_of(element, depth + 1))
         return _Items(item)
-    if isinstance(value, dict) and value and all(_writable(key) == key for key in value):
+    if isinstance(value, dict) and value and all(utf8(key) == key for key in value):
         return _Fields({key: _type_of(element, depth + 1) for key, element in value.items()})
     raise _NoType
 

@@ -35,11 +35,6 @@ class Party:
         """The URL as it may be stored and shown."""
         return self.endpoint.shown if self.endpoint else None
 
-    @property
-    def model(self) -> str:
-        """The name as it stands in requests and tables."""
-        return self.name
-
 
 @dataclass(frozen=True, slots=True)
 class Parties:

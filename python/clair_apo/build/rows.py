@@ -350,7 +350,7 @@ def _shown_prompt(cell: object, most: int = 2000) -> str | None:
     if cell is None:
         return None
     text = cell if isinstance(cell, str) else json.dumps(cell, ensure_ascii=False, default=str)
-    return text[:most].encode("utf-8", "replace").decode()
+    return files.utf8(text[:most])
 
 
 class _Repeats:

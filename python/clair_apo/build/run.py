@@ -86,7 +86,7 @@ class Caller:
         self, row: InputRow, stage: str, role: str, messages: Sequence[Message], used: list[Call]
     ) -> Reply:
         party = self.parties[role]
-        request = Request(party.model, messages, party.params)
+        request = Request(party.name, messages, party.params)
         key = request.key(stage, row.content)
         used.append((key, row.repeat))
         record = self.ledger.get(key, row.repeat)
