@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from clair_apo.llm.chat import CallFailed, Request, error_text, interpret, tokens_of
+from clair_apo.llm.chat import CallFailed, Request, Usage, error_text, interpret, read, usage_of
 
 
 def body(message: object, finish: object = "stop", **more: Any) -> str:
@@ -78,8 +78,10 @@ def test_odd_usage_counts_as_none() -> None:
         {"prompt_tokens": True},
         {"prompt_tokens": 10**30},
     ):
-        assert tokens_of(body({"content": "x"}, usage=usage)) == (0, 0)
-    assert tokens_of("no json") == (0, 0)
+        assert usage_of(read(body({"content": "x"}, usage=usage))) == Usage()
+    assert usage_of(read("no json")) == Usage()
+    cached = {"prompt_tokens": 9, "completion_tokens": 2, "prompt_tokens_details": {"cached_tokens": 99}}
+    assert usage_of({"usage": cached}) == Usage(9, 2, 9)
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,8 @@ import pytest
 
 from clair_apo.errors import ClairError, StoppedEarly, UsageError
 from clair_apo.llm.chat import CallFailed, Request, Sent, interpret
-from clair_apo.llm.endpoint import Endpoint, EndpointClient, normal_url, shown_url
+from clair_apo.llm.endpoint import Endpoint, EndpointClient, normal_url
+from clair_apo.llm.secrets import shown_url
 from loopback import Answer, Loopback, error
 
 REQUEST = Request("m", [{"role": "user", "content": "hi"}], {"temperature": 0.5})

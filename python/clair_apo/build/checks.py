@@ -7,6 +7,7 @@ of the reviser's. Flags drop nothing unless `--drop` names them.
 from __future__ import annotations
 
 import re
+import string
 import unicodedata
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -20,6 +21,7 @@ FLAGS = {
     "truncated_look": "ends in the middle of a sentence, where the original does not",
     "leaked_frame": "speaks of the student, the revision or the correction, or has a marker left",
     "comment_cut": "the reviser's closing remark about its own work was cut off behind it",
+    "prompt_cut": "the server's own count shows that it saw only a part of the prompt",
     "code_fence": "a code fence is opened and not closed",
     "script_switch": "written in another script than the original",
     "length_ratio": "much longer or shorter than the original (--length-ratio)",
@@ -49,13 +51,16 @@ class Band:
 EDIT_RATIO = Band(0.0, 0.9)
 LENGTH_RATIO = Band(0.5, 2.0)
 
-_FRAME_WORDS = re.compile(r"\b(students?|teachers?|revisions?|revised|corrected|corrections?)\b", re.I)
+_FRAME_WORD = re.compile(r"(?:students?|teachers?|revisions?|revised|corrected|corrections?)\b")
+_NOT_ASCII = re.compile("[^\x00-\x7f]")
+_ASCII_LETTERS = string.ascii_letters.encode()
+_FRAME_STEMS = ("student", "teacher", "revis", "correct")
 _FRAME_PHRASE = re.compile(
     r"\W*(?:(?:sure|certainly|of course|okay|absolutely)\W+)?(?:here(?:'s| is| are)|below is)\b[^\n]{0,60}?"
     r"\b(?:corrected|revised|revision|improved|rewritten|rewrite|updated|edited|enhanced)\b",
     re.I,
 )
-_CONTINUES = re.compile(r"[\w,;(\[{\-\u2013\u2014]\s*\Z")
+_CONTINUES = re.compile(r"[\w,;(\[{\-\u2013\u2014]")
 _LIST_OR_TABLE = re.compile(r"\s*(?:[-*+\u2022]\s|\d+[.)]\s|#|\||>|```|~~~|\$\$|<)")
 
 
@@ -89,19 +94,24 @@ def looks_truncated(original: str, revision: str) -> bool:
     """Whether the last line breaks off in running text. Lists, tables, code and headings may end in
     any way, and so may a revision of an answer that does."""
     last = revision.rstrip().rpartition("\n")[2]
-    if not _CONTINUES.search(last) or _LIST_OR_TABLE.match(last) or ends_in_code(revision):
+    if not _continues(last) or _LIST_OR_TABLE.match(last) or ends_in_code(revision):
         return False
-    if _CONTINUES.search(original.rstrip()):
+    if _continues(original):
         return last.rstrip()[-1:] in ",(["
     # A single line without an end mark is a title or a bare answer, not a broken sentence.
     return len(last.split()) > 5
 
 
+def _continues(text: str) -> bool:
+    """Whether the last character leaves a sentence open."""
+    return _CONTINUES.match(text.rstrip()[-1:]) is not None
+
+
 def leaks_frame(original: str, revision: str, prompt: str, template: Template) -> bool:
     """Whether the revision speaks of what it is: words of the frame that neither the original nor the
     prompt has, an opening such as "here is the corrected", a marker or a line of the template."""
-    known = {match.lower().rstrip("s") for match in _FRAME_WORDS.findall(original + "\n" + prompt)}
-    if any(word.lower().rstrip("s") not in known for word in _FRAME_WORDS.findall(revision)):
+    said = _frame_words(revision)
+    if said and not said <= _frame_words(original + "\n" + prompt):
         return True
     if _FRAME_PHRASE.match(revision) and not _FRAME_PHRASE.match(original):
         return True
@@ -111,6 +121,19 @@ def leaks_frame(original: str, revision: str, prompt: str, template: Template) -
     return any(
         marker in revision and marker not in original and marker not in prompt for marker in markers
     ) or _stray_bold(revision, original)
+
+
+def _frame_words(text: str) -> set[str]:
+    lower = text.lower()
+    found = set()
+    for stem in _FRAME_STEMS:  # `find` is much faster than one pattern for all
+        at = lower.find(stem)
+        while at >= 0:
+            begins = not at or not (lower[at - 1].isalnum() or lower[at - 1] == "_")
+            if begins and (match := _FRAME_WORD.match(lower, at)):
+                found.add(match[0].rstrip("s"))
+            at = lower.find(stem, at + 1)
+    return found
 
 
 @cache
@@ -128,6 +151,8 @@ def _stray_bold(revision: str, original: str) -> bool:
 def switches_script(original: str, revision: str) -> bool:
     """Whether most letters of the two are of different scripts. Two languages of one script are not
     told apart, and Japanese counts as one script."""
+    if original.isascii() and revision.isascii():
+        return False
     before, after = main_script(original), main_script(revision)
     return before is not None and after is not None and before != after
 
@@ -136,9 +161,15 @@ def main_script(text: str) -> str | None:
     """The script of more than half of the letters of `text`; None where there are hardly any letters
     or no such script."""
     counts: Counter[str] = Counter()
-    for letter in set(text):
-        if letter.isalpha():
-            counts[_script(letter)] += text.count(letter)
+    ascii_part = text.encode("ascii", "ignore")
+    latin = len(ascii_part) - len(ascii_part.translate(None, _ASCII_LETTERS))
+    if latin:
+        counts["LATIN"] = latin
+    if len(ascii_part) < len(text):
+        others = _NOT_ASCII.findall(text)
+        for letter in set(others):
+            if letter.isalpha():
+                counts[_script(letter)] += others.count(letter)
     total = counts.total()
     if total < 10:
         return None

@@ -43,6 +43,8 @@ class Draft:
     @property
     def unchanged(self) -> bool:
         """Whether nothing but white space differs: no pair to learn from."""
+        if self.chosen.split(None, 8)[:8] != self.rejected.split(None, 8)[:8]:
+            return False  # told without splitting all of it
         return self.chosen.split() == self.rejected.split()
 
 

@@ -44,6 +44,17 @@ _ASKS_FOR_CHANGES = re.compile(
 
 def without_closing(text: str, original: str, prompt: str) -> str:
     """`text` without last paragraphs in which the reviser speaks about its revision."""
+    begins = [match.end() for match in _PARAGRAPHS.finditer(text)]
+    last_line = text.rfind("\n") + 1
+    about = [_ABOUT_REVISION, _ABOUT_CHANGES, _ABOUT_WORK]
+    if "student" in text.lower():
+        about.append(_ABOUT_STUDENT)
+    if not any(
+        pattern.match(speech)
+        for speech in (_speech(text[begin:]) for begin in (*begins, last_line) if begin)
+        for pattern in about
+    ):
+        return text  # as nearly all: what the original says need not be looked at
     patterns = [_ABOUT_REVISION]
     if "student" not in (original + prompt).lower():
         patterns.append(_ABOUT_STUDENT)
@@ -52,14 +63,12 @@ def without_closing(text: str, original: str, prompt: str) -> str:
     theirs = [p for p in (*patterns, _ABOUT_WORK) if _begins_paragraph(p, original)]
     alone = [p for p in patterns if p not in theirs]
     behind_rule = alone if _ABOUT_WORK in theirs else [*alone, _ABOUT_WORK]
-    places = [(match.end(), alone) for match in _PARAGRAPHS.finditer(text)]
-    last_line = text.rfind("\n") + 1
-    if last_line and last_line not in [begin for begin, _ in places]:  # a remark that was not set off
+    places = [(begin, alone) for begin in begins]
+    if last_line and last_line not in begins:  # a remark that was not set off
         places.append((last_line, [p for p in alone if p is not _ABOUT_CHANGES]))
     for begin, patterns_here in places:
         head, paragraph = text[:begin].rstrip(), text[begin:]
-        rule = _RULE.match(paragraph)
-        speech = paragraph[rule.end() :].lstrip() if rule else paragraph
+        rule, speech = _RULE.match(paragraph), _speech(paragraph)
         before, _, last = head.rpartition("\n")
         ruled = bool(rule or _RULE.fullmatch(last))
         if (
@@ -71,6 +80,12 @@ def without_closing(text: str, original: str, prompt: str) -> str:
         ):
             return head if rule or not ruled else before.rstrip()
     return text
+
+
+def _speech(paragraph: str) -> str:
+    """A paragraph without the rule above it."""
+    rule = _RULE.match(paragraph)
+    return paragraph[rule.end() :].lstrip() if rule else paragraph
 
 
 def without_litter(text: str, original: str) -> str:

@@ -9,9 +9,12 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from clair_apo.errors import UsageError
+
+if TYPE_CHECKING:
+    from clair_apo.llm.prices import Price
 
 EXAMPLE = """example:
   clair-apo build-pairs --input prompts.parquet --reviser gpt-4o --output pairs.parquet
@@ -51,8 +54,17 @@ class BuildOptions:
     extra_body: Mapping[str, Any] | None = None
     template: str | None = None
     concurrency: int = 64
+    rpm: float | None = None
+    tpm: float | None = None
     timeout: float = 600.0
     retries: int = 6
+    stream: bool = False
+    max_consecutive_failures: int = 50
+    price: Price | None = None
+    model_price: Price | None = None
+    prices: str | None = None
+    max_cost: float | None = None
+    dry_run: bool = False
     minimality: tuple[float, float] | None = None
     length_ratio: tuple[float, float] | None = None
     drop: tuple[str, ...] = ()
@@ -156,7 +168,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=(),
         metavar="FLAG[,FLAG]",
         help="leave out pairs with these flags: truncated_look, leaked_frame, "
-        "comment_cut, code_fence, script_switch, length_ratio, edit_ratio",
+        "comment_cut, prompt_cut, code_fence, script_switch, length_ratio, edit_ratio",
     )
 
     group = parser.add_argument_group("calls")
@@ -165,8 +177,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=positive,
         default=64,
         metavar="N",
-        help="calls in flight (default: %(default)s)",
+        help="calls in flight at a server, fewer where it suffers (default: %(default)s)",
     )
+    group.add_argument("--rpm", type=above_zero, metavar="N", help="requests a minute to a server, at most")
+    group.add_argument("--tpm", type=above_zero, metavar="N", help="tokens a minute, in and out, at most")
     group.add_argument(
         "--timeout",
         type=above_zero,
@@ -180,6 +194,43 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=6,
         metavar="N",
         help="further tries where the way failed (default: %(default)s)",
+    )
+    group.add_argument(
+        "--stream",
+        action="store_true",
+        help="have replies streamed, for gateways that cut long silent ones",
+    )
+    group.add_argument(
+        "--max-consecutive-failures",
+        type=not_negative,
+        default=50,
+        metavar="N",
+        help="stop when so many rows in a row fail on the way (default: %(default)s; 0: never)",
+    )
+
+    group = parser.add_argument_group("cost")
+    group.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="only say what it would take: calls, tokens, USD",
+    )
+    group.add_argument(
+        "--max-cost",
+        type=above_zero,
+        metavar="USD",
+        help="stop before the run folder has cost more; a higher one goes on",
+    )
+    group.add_argument(
+        "--price",
+        type=price,
+        metavar="IN,OUT",
+        help="USD per million tokens (default: the list prices that come along, where they know the model)",
+    )
+    group.add_argument("--model-price", type=price, metavar="IN,OUT", help="of the model to be aligned")
+    group.add_argument(
+        "--prices",
+        metavar="FILE",
+        help="YAML or JSON: a model's name and [IN, OUT], or {input, output, cached_input}",
     )
 
     group = parser.add_argument_group("a run that was begun before")
@@ -286,6 +337,15 @@ def share(text: object) -> float:
     if number > 1:
         raise argparse.ArgumentTypeError(f"{text} is not above 0 and at most 1")
     return number
+
+
+def price(text: object) -> Price:
+    from clair_apo.llm.prices import parse_price
+
+    try:
+        return parse_price(text, "as given")
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def flag_names(text: object) -> tuple[str, ...]:

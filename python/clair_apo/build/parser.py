@@ -12,6 +12,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
 
 from clair_apo.build.closing import without_closing, without_litter
 from clair_apo.build.markdown import FENCE, lines
@@ -26,6 +27,7 @@ _FORM = re.compile(
     r"[ \t]*(?:\{/?(?:task|student_solution)\}|[\[{(*_]{1,3}end[ _]of[ _][\w ]{1,40}[\]})*_]{1,3}[ \t]*$)",
     re.I,
 )
+_FORM_BEGINS = frozenset("[{(*_")
 
 
 class Unparsable(Exception):
@@ -108,7 +110,7 @@ def _behind(text: str, markers: list[_Marker]) -> Iterator[_Section]:
 
 
 def _tagged(text: str, name: str) -> Iterator[_Section]:
-    for match in _tags(name).finditer(text):
+    for match in _tags(name).finditer(text) if "</" in text else ():
         if section := _trimmed(match[1]):
             yield _Section(match.start(), section, inline=False)
 
@@ -120,7 +122,7 @@ def _doubtful(section: _Section, original: str) -> bool:
 
 def _rationale(text: str, template: Template, markers: list[_Marker], end: int) -> str | None:
     """What stands before the answer, from the first reasoning marker if there is one."""
-    tagged = _tags(template.reasoning_marker).search(text)
+    tagged = _tags(template.reasoning_marker).search(text) if "</" in text else None
     if tagged:
         return tagged[1].strip() or None
     begin = next((m.end for m in markers if not m.answer and m.start < end), 0)
@@ -131,11 +133,15 @@ def _markers(text: str, template: Template, known: str) -> Iterator[_Marker]:
     """The markers of `text` in order, but for those in code or thinking. A line that prompt or original
     have too is their text, not the reviser's form."""
     answer, reasoning = (_pattern(name) for name in (template.answer_marker, template.reasoning_marker))
-    braced = re.compile(rf"[ \t]*[*_]{{0,3}}\{{{re.escape(template.reasoning_marker)}\}}", re.I)
+    braced = _braced(template.reasoning_marker)
     spans = thinking_spans(text, known)
-    theirs = {line.strip() for line in known.splitlines()}
+    words = _first_word(template.answer_marker), _first_word(template.reasoning_marker)
     for start, line, in_code in lines(text):
-        if in_code or line.strip() in theirs or any(a <= start < b for a, b in spans):
+        # Most lines are told by this alone, much faster than by the patterns.
+        lower = line.lower()
+        if words[0] not in lower and words[1] not in lower and lower.lstrip(" \t")[:1] not in _FORM_BEGINS:
+            continue
+        if in_code or any(a <= start < b for a, b in spans) or _is_line_of(line.strip(), known):
             continue
         if match := answer.match(line):
             # A closing tag ends a section; it begins none.
@@ -147,6 +153,21 @@ def _markers(text: str, template: Template, known: str) -> Iterator[_Marker]:
             yield _Marker(start, start + len(line), False)
 
 
+@cache
+def _first_word(name: str) -> str:
+    return next((word for word in re.split(r"[ _\-]+", name.lower()) if word), "")
+
+
+def _is_line_of(line: str, known: str) -> bool:
+    return line != "" and line in known and line in (other.strip() for other in known.splitlines())
+
+
+@cache
+def _braced(name: str) -> re.Pattern[str]:
+    return re.compile(rf"[ \t]*[*_]{{0,3}}\{{{re.escape(name)}\}}", re.I)
+
+
+@cache
 def _pattern(name: str) -> re.Pattern[str]:
     words = r"[ _\-]*".join(re.escape(word) for word in re.split(r"[ _\-]+", name) if word)
     return re.compile(
@@ -154,6 +175,7 @@ def _pattern(name: str) -> re.Pattern[str]:
     )
 
 
+@cache
 def _tags(name: str) -> re.Pattern[str]:
     """A section between tags, as XML-minded models write it."""
     return re.compile(rf"^[ \t]*<{re.escape(name)}>(.*?)</{re.escape(name)}>", re.I | re.S | re.M)
@@ -167,6 +189,8 @@ def _trimmed(text: str) -> str:
 
 def _unwrapped(text: str) -> str:
     """A reply that stands as a whole in one code fence, without the fence."""
+    if not FENCE.match(text.strip().partition("\n")[0]):
+        return text
     found = list(lines(text.strip()))
     if len(found) < 3 or not all(in_code for _, _, in_code in found):
         return text

@@ -3,16 +3,27 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from clair_apo.build import templates
+from clair_apo.build.clair import MODEL, REVISER
 from clair_apo.build.options import BuildOptions, key_from
 from clair_apo.build.templates import Template
 from clair_apo.errors import ClairError, UsageError
+from clair_apo.llm.asking import Party
 from clair_apo.llm.chat import Backend
-from clair_apo.llm.endpoint import DEFAULT_URL, Endpoint, EndpointClient, default_url, normal_url
+from clair_apo.llm.endpoint import (
+    DEFAULT_URL,
+    Endpoint,
+    EndpointClient,
+    default_headers,
+    default_url,
+    normal_url,
+)
+from clair_apo.llm.prices import Price, list_price, read_prices
 
 LOCAL = "local:"
 EMBEDDED = "local:smollm2"
@@ -23,20 +34,6 @@ Say = Callable[[str], None]
 
 
 @dataclass(frozen=True, slots=True)
-class Party:
-    """One side of the conversation: a name, the parameters of its requests, and where it is."""
-
-    name: str
-    params: dict[str, Any]
-    endpoint: Endpoint | None  # None: in this process
-
-    @property
-    def url(self) -> str | None:
-        """The URL as it may be stored and shown."""
-        return self.endpoint.shown if self.endpoint else None
-
-
-@dataclass(frozen=True, slots=True)
 class Parties:
     model: Party | None
     reviser: Party
@@ -44,9 +41,40 @@ class Parties:
     embedded: bool = field(default=False)  # no model flag at all: for trying the pipeline
 
     @property
+    def roles(self) -> dict[str, Party]:
+        """The parties by the names under which a method asks them."""
+        return {REVISER: self.reviser} | ({MODEL: self.model} if self.model else {})
+
+    @property
     def aligned(self) -> str | None:
         """Whose answers the given ones are, as far as the flags tell."""
         return self.model.name if self.model and not self.embedded else None
+
+    def shown_prices(self) -> list[str]:
+        """The prices that the run counts with, for people."""
+        known = {p.name: p.price for p in self.roles.values() if p.endpoint and p.price}
+        return [
+            f"{name}: {price.input:g} USD in, {price.output:g} out per million tokens ({price.source})"
+            for name, price in known.items()
+        ]
+
+    def prices(
+        self, options: BuildOptions, called: Iterable[tuple[str, str]]
+    ) -> dict[tuple[str, str], Price]:
+        """The prices of models by (role, name), as far as they are known; also of those that an earlier
+        start of the run folder asked."""
+        book = _Prices(options)
+        found: dict[tuple[str, str], Price] = {}
+        for role, name in called:
+            party = self.roles.get(role)
+            if party is not None and party.name == name:
+                price = party.price
+            else:
+                where = (party or self.reviser).endpoint
+                price = book.of(role, name, None if name.startswith(LOCAL) else where or _ANYWHERE)
+            if price is not None:
+                found[role, name] = price
+        return found
 
     def identity(self, options: BuildOptions) -> dict[str, Any]:
         """The settings that decide what the replies of a run mean; a run folder holds one such set."""
@@ -63,6 +91,28 @@ class Parties:
         }
 
 
+# For the price of a model that is asked no more, where nothing tells the server.
+_ANYWHERE = Endpoint(DEFAULT_URL)
+
+
+class _Prices:
+    """What calls cost: as the flags say, else as the table that comes along does."""
+
+    def __init__(self, options: BuildOptions) -> None:
+        self._of_all = options.price
+        self._of_model = options.model_price
+        self._by_name = read_prices(Path(options.prices)) if options.prices else {}
+
+    def of(self, role: str, name: str, endpoint: Endpoint | None) -> Price | None:
+        if endpoint is None:
+            return Price(0.0, 0.0, source="in this process")
+        if role == MODEL and self._of_model is not None:
+            return self._of_model
+        if role == REVISER and self._of_all is not None:
+            return self._of_all
+        return self._by_name.get(name) or self._of_all or list_price(name, endpoint.url)
+
+
 def resolve(options: BuildOptions, without_response: int) -> Parties:
     """Settles who is asked. `without_response` is the number of rows whose answer is to be sampled.
 
@@ -71,7 +121,8 @@ def resolve(options: BuildOptions, without_response: int) -> Parties:
     template = templates.load(options.template) if options.template else None
     flags = (options.model, options.model_url, options.reviser, options.reviser_url)
     if not any(flags):
-        party = Party(EMBEDDED, {"max_tokens": EMBEDDED_MAX_TOKENS}, None)
+        price = _Prices(options).of(REVISER, EMBEDDED, None)
+        party = Party(EMBEDDED, {"max_tokens": EMBEDDED_MAX_TOKENS}, None, price)
         return Parties(
             _with(party, _sampling(options, "model_")),
             _with(party, _sampling(options, "")),
@@ -83,6 +134,7 @@ def resolve(options: BuildOptions, without_response: int) -> Parties:
             "--model names the model to be aligned, but no reviser is named; give "
             "--reviser NAME (and --reviser-url for a server other than OpenAI's)"
         )
+    prices = _Prices(options)
     reviser = _party(
         options,
         "reviser",
@@ -90,6 +142,7 @@ def resolve(options: BuildOptions, without_response: int) -> Parties:
         options.reviser_url,
         options.reviser_key_env,
         _sampling(options, ""),
+        prices,
     )
     model = None
     if options.model or options.model_url:
@@ -100,6 +153,7 @@ def resolve(options: BuildOptions, without_response: int) -> Parties:
             options.model_url,
             options.model_key_env,
             _sampling(options, "model_"),
+            prices,
         )
     elif without_response:
         rows = "1 row has" if without_response == 1 else f"{without_response} rows have"
@@ -108,14 +162,19 @@ def resolve(options: BuildOptions, without_response: int) -> Parties:
             "for one; give --model NAME, or name the column of the answers with "
             "--response-column"
         )
+    asked = [party for party in (reviser, model if without_response else None) if party]
+    if options.max_cost is not None and any(party.price is None for party in asked):
+        unknown = next(party.name for party in asked if party.price is None)
+        raise UsageError(
+            f"--max-cost needs a price, and none is known for {unknown}; give --price IN,OUT in USD per "
+            "million tokens, or --prices FILE"
+        )
     default = "answer-only" if reviser.name == EMBEDDED else "paper"
     return Parties(model, reviser, template or templates.load(default))
 
 
 def open_backends(parties: Parties, say: Say, on_retry: Callable[[str], None]) -> dict[str, Backend]:
     """The backends by role; one where both roles are the same."""
-    from clair_apo.build.clair import MODEL, REVISER
-
     made: dict[object, Backend] = {}
 
     def backend(party: Party) -> Backend:
@@ -136,7 +195,7 @@ def open_backends(parties: Parties, say: Say, on_retry: Callable[[str], None]) -
 
 
 def _with(party: Party, params: dict[str, Any]) -> Party:
-    return Party(party.name, {**party.params, **params}, party.endpoint)
+    return Party(party.name, {**party.params, **params}, party.endpoint, party.price)
 
 
 def _sampling(options: BuildOptions, prefix: str) -> dict[str, Any]:
@@ -154,6 +213,7 @@ def _party(
     url: str | None,
     key_env: str | None,
     params: dict[str, Any],
+    prices: _Prices,
 ) -> Party:
     if name and name.startswith(LOCAL):
         if url:
@@ -163,7 +223,7 @@ def _party(
         unknown = sorted(params.keys() - {"temperature", "top_p", "max_tokens", "seed"})
         if unknown:
             raise UsageError(f"--{role} {name} is in this process and takes no {unknown[0]}")
-        return Party(name, params, None)
+        return Party(name, params, None, prices.of(role, name, None))
     key = key_from(key_env)
     address = normal_url(url or default_url())
     if address == DEFAULT_URL and key is None:
@@ -171,8 +231,19 @@ def _party(
             f"no endpoint for --{role} {name or ''}: give --{role}-url for a server of "
             "your own, or set OPENAI_API_KEY for OpenAI's"
         )
-    endpoint = Endpoint(address, key, options.timeout, options.retries, options.concurrency)
-    return Party(name or _only_model(endpoint, role), params, endpoint)
+    endpoint = Endpoint(
+        address,
+        key,
+        options.timeout,
+        options.retries,
+        options.concurrency,
+        options.rpm,
+        options.tpm,
+        options.stream,
+        default_headers(),
+    )
+    known = name or _only_model(endpoint, role)
+    return Party(known, params, endpoint, prices.of(role, known, endpoint))
 
 
 def _only_model(endpoint: Endpoint, role: str) -> str:

@@ -5,19 +5,22 @@ from __future__ import annotations
 import sys
 import time
 from collections import Counter
+from collections.abc import Iterable, Mapping
 from types import TracebackType
 
 from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
-from clair_apo.llm.chat import tokens_of
+from clair_apo.llm.asking import Party
+from clair_apo.llm.chat import Backend
 from clair_apo.llm.ledger import Record
 from clair_apo.terminal import safe
 
 BAR_WIDTH = 20
 # Long enough that the rate does not jump, short enough that it shows a stall.
 RATE_SECONDS = 15.0
+PAUSE_LINES_SECONDS = 30.0
 
 
 class Progress:
@@ -28,12 +31,16 @@ class Progress:
         self.rows = 0
         self.rows_from_ledger = 0
         self.calls = 0
-        self.in_flight = 0
         self.retries = 0
         self.tokens_in = 0
         self.tokens_out = 0
         self.failures: Counter[str] = Counter()
         self._quiet = quiet
+        self._backends: list[Backend] = []
+        self._parties: Mapping[str, Party] = {}
+        self._cost: float | None = None
+        self._cost_before: float | None = None
+        self._said_pause = float("-inf")
         self._begun = time.monotonic()
         self._recent: list[tuple[float, int]] = [(self._begun, 0)]
         self._console = Console(stderr=True, highlight=False)
@@ -72,25 +79,39 @@ class Progress:
         else:
             print(safe(message), file=sys.stderr, flush=True)
 
-    def sent(self) -> None:
-        self.in_flight += 1
-
-    def returned(self) -> None:
-        self.in_flight -= 1
+    def watch(self, backends: Iterable[Backend], parties: Mapping[str, Party], spent: float | None) -> None:
+        """Shows how it goes with `backends` from now on. `spent`: USD of earlier calls, if known."""
+        self._backends = list(backends)
+        self._parties = parties
+        self._cost = self._cost_before = spent
 
     def retried(self, kind: str) -> None:
         self.retries += 1
+        if kind == "rate_limited":
+            self._say_pause()
 
     def recorded(self, record: Record) -> None:
         """A call came to its end and is on disk."""
         self.calls += 1
-        tokens = tokens_of(record.raw) if record.raw else (0, 0)
-        self.tokens_in += tokens[0]
-        self.tokens_out += tokens[1]
+        self.tokens_in += record.tokens_in or 0
+        self.tokens_out += record.tokens_out or 0
+        party = self._parties.get(record.role)
+        if self._cost is not None and record.tokens_in is not None:
+            priced = party is not None and party.price is not None
+            self._cost = self._cost + _cost(record, party) if priced and party else None
 
-    def row_done(self, failure: str | None, *, from_ledger: bool = False) -> None:
+    def prompt_cut(self, role: str, ours: int, theirs: int) -> None:
+        """A server's own count shows that it cut a prompt."""
+        name = self._parties[role].name
+        self.say(
+            f"WARNING: {name} saw only {theirs:,} tokens of a prompt of about {ours:,}: the server cuts "
+            "long prompts without a word (Ollama: raise OLLAMA_CONTEXT_LENGTH). Such pairs get the flag "
+            "prompt_cut."
+        )
+
+    def row_done(self, failure: str | None, *, asked: bool) -> None:
         self.rows += 1
-        self.rows_from_ledger += from_ledger
+        self.rows_from_ledger += not asked
         if failure:
             self.failures[failure] += 1
 
@@ -113,17 +134,41 @@ class Progress:
         if self._phase != "asking":
             return line
         rate, left = self._rate(time.monotonic())
+        states = [backend.state() for backend in self._backends]
+        paused = max((state.paused for state in states), default=0.0)
+        if paused > 0.1:
+            line.append(f" · the server asks to wait, {paused:,.1f} s", "yellow")
         line.append(f" · {rate:,.1f} calls/s")
         if left is not None:
             line.append(f" · {duration(left)} left")
+        if self._cost:
+            line.append(f" · {usd(self._cost)}")
+            if (whole := self._projected()) is not None:
+                line.append(f" of about {usd(whole)}")
         for kind, count in self.failures.most_common(4):
             line.append(f" · {count:,} {kind}", "red")
-        line.append(f" · {self.in_flight} in flight")
+        allowed = sum(state.allowed for state in states)
+        line.append(f" · {sum(state.in_flight for state in states)} of {allowed} in flight")
         if self.tokens_out:
             line.append(f" · {_short(self.tokens_in)} → {_short(self.tokens_out)} tokens")
         if self.retries:
             line.append(f" · {self.retries:,} retries", "yellow")
         return line
+
+    def _projected(self) -> float | None:
+        """USD for all rows, if those to come cost what those of this start did."""
+        asked = self.rows - self.rows_from_ledger
+        if self._cost is None or self._cost_before is None or asked < 5:
+            return None
+        return self._cost + (self._cost - self._cost_before) / asked * (self.total - self.rows)
+
+    def _say_pause(self) -> None:
+        """Where there is no bar: a line, now and then."""
+        now = time.monotonic()
+        if self._live is None and now - self._said_pause > PAUSE_LINES_SECONDS:
+            self._said_pause = now
+            paused = max((backend.state().paused for backend in self._backends), default=0.0)
+            self.say(f"the server asks for fewer calls; all wait {paused:,.1f} s and go on")
 
     def _rate(self, now: float) -> tuple[float, float | None]:
         """Calls a second of late, and the seconds that the rows left will take at this pace."""
@@ -136,6 +181,16 @@ class Progress:
         elapsed = now - self._begun
         left = (self.total - self.rows) * elapsed / asked if asked >= 5 and elapsed > 2 else None
         return rate, left
+
+
+def _cost(record: Record, party: Party) -> float:
+    assert party.price is not None
+    return party.price.cost(record.tokens_in or 0, record.tokens_out or 0, record.tokens_cached or 0)
+
+
+def usd(amount: float) -> str:
+    """An amount as people write it, with more places where it is small."""
+    return f"${amount:,.2f}" if amount >= 1 or amount == 0 else f"${amount:.4f}"
 
 
 def duration(seconds: float) -> str:

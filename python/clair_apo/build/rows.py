@@ -23,6 +23,7 @@ from clair_apo.build.extra import LooseTypes, from_batch, from_records, struct_t
 from clair_apo.errors import ClairError
 from clair_apo.files import BadRow
 from clair_apo.llm.chat import Message
+from clair_apo.quoting import quoted
 
 # A prompt or an answer beyond this is no chat text but a mistake in the table; it would take the whole
 # context of any model, and hours to compare.
@@ -341,8 +342,13 @@ def _own_id(record: files.Row, column: str) -> str:
 
 
 def _digest(messages: list[Message], response: str | None) -> bytes:
-    text = json.dumps([messages, response], ensure_ascii=False, sort_keys=True)
-    return hashlib.sha256(text.encode()).digest()[:16]
+    """Of the JSON text `[messages, response]`, keys sorted: ids are made of it, so it may never change."""
+    parts = [
+        b'{"content": %b, "role": %b}' % (quoted(message["content"]), quoted(message["role"]))
+        for message in messages
+    ]
+    answer = b"null" if response is None else quoted(response)
+    return hashlib.sha256(b"[[%b], %b]" % (b", ".join(parts), answer)).digest()[:16]
 
 
 def _shown_prompt(cell: object, most: int = 2000) -> str | None:

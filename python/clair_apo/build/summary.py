@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from clair_apo.build.options import BuildOptions
-from clair_apo.build.progress import duration
-from clair_apo.build.run import Counts
+from clair_apo.build.progress import duration, usd
+from clair_apo.build.results import Counts
 from clair_apo.llm.chat import WAY_FAILED
-from clair_apo.llm.ledger import Totals
+from clair_apo.llm.ledger import Spent
 
 ADVICE = {
     "input": "mend the rows in the input; the message names file, row and column",
@@ -19,7 +20,8 @@ ADVICE = {
     "connection": "run the same command again once the server can be reached",
     "refusal": "the model declines; --retry-failed asks once more",
     "empty": "nothing came back; --retry-failed asks once more",
-    "truncated": "cut off at the token limit; a higher --max-tokens asks every row anew (--continue)",
+    "truncated": "cut off at the token limit, asked twice; a higher --max-tokens asks every row anew "
+    "(--continue)",
     "content_filter": "the server's filter stopped it; another server may not",
     "unparsable": "the reply has no readable revision; see `raw`, perhaps another --template",
     "context_length": "the texts are longer than the model's context; another model, or drop them",
@@ -29,14 +31,16 @@ ADVICE = {
 
 def as_json(
     counts: Counts,
-    totals: Totals,
+    spent: Sequence[Spent],
+    cost: float | None,
     from_ledger: int,
     seconds: float,
     settings: dict[str, Any],
     version: str,
 ) -> dict[str, Any]:
-    """`summary.json`. Calls, tokens and retries are totals over the life of the run folder;
-    `calls_from_ledger` and `seconds` belong to this start."""
+    """`summary.json`. Calls, tokens, cost (USD; None: a price is not known) and retries are totals over the
+    life of the run folder; `calls_from_ledger` and `seconds` belong to this start. `calls_counted_here` is
+    the number of calls whose tokens the server did not tell."""
     return {
         "rows_in": counts.rows_in,
         "kept": counts.kept,
@@ -45,12 +49,13 @@ def as_json(
         "failed": counts.failed,
         "failures": dict(sorted(counts.failures.items())),
         "flags": dict(sorted(counts.flags.items())),
-        "calls": totals.calls,
+        "calls": sum(item.calls for item in spent),
         "calls_from_ledger": from_ledger,
-        "retries": totals.retries,
-        "tokens_in": totals.tokens_in,
-        "tokens_out": totals.tokens_out,
-        "cost_usd": None,
+        "calls_counted_here": sum(item.counted for item in spent),
+        "retries": sum(item.retries for item in spent),
+        "tokens_in": sum(item.tokens_in for item in spent),
+        "tokens_out": sum(item.tokens_out for item in spent),
+        "cost_usd": cost,
         "seconds": round(seconds, 3),
         "settings": settings,
         "version": version,
@@ -81,8 +86,18 @@ def as_text(summary: dict[str, Any], options: BuildOptions) -> str:
         + (f", {reused:,} of them used again" if reused else "")
         + f"; {summary['tokens_in']:,} tokens in, {summary['tokens_out']:,} out"
         + (f", {summary['retries']:,} retries" if summary["retries"] else "")
+        + (f"; {usd(summary['cost_usd'])}" if summary["cost_usd"] else "")
         + f"; {duration(summary['seconds'])}"
     )
+    if summary["calls_counted_here"]:
+        lines.append(
+            f"The server told no tokens for {summary['calls_counted_here']:,} calls: counted here."
+        )
+    if "prompt_cut" in summary["flags"]:
+        lines.append(
+            f"WARNING: {summary['flags']['prompt_cut']:,} pairs were made from prompts that the server cut "
+            "(flag prompt_cut); --drop prompt_cut leaves them out."
+        )
     if any(kind in WAY_FAILED for kind in summary["failures"]):
         lines.append("Run the same command again to ask once more where the way failed.")
     return "\n".join(lines)

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from clair_apo.llm.chat import KINDS, CallFailed, Request, Sent
+from clair_apo.llm.chat import KINDS, CallFailed, Halted, Request, Sent, State
 from clair_apo.llm.local import (
     Cancelled,
     LocalModel,
@@ -37,6 +37,7 @@ class LocalBackend:
         self._waiting: list[_Waiting] = []
         self._worker: asyncio.Task[None] | None = None
         self._closing = False
+        self._under_way = 0
 
     async def send(self, request: Request, repeat: int = 0) -> Sent:
         """The reply in the form of a chat-completions body. Raises CallFailed, and ClairError where
@@ -46,6 +47,15 @@ class LocalBackend:
         if self._worker is None or self._worker.done():
             self._worker = asyncio.create_task(self._work())
         return await future
+
+    def halt(self) -> None:
+        """Begins no further batch; the one under way is finished."""
+        for item in self._waiting:
+            item.fail(Halted())
+        self._waiting.clear()
+
+    def state(self) -> State:
+        return State(self._under_way, BATCH_ROWS)
 
     async def close(self) -> None:
         self._closing = True
@@ -63,10 +73,12 @@ class LocalBackend:
             while self._waiting:
                 batch = await asyncio.to_thread(self._take, model)
                 begun = time.monotonic()
+                self._under_way = len(batch)
                 requests = [self._as_local(item) for item in batch]
                 results = await asyncio.to_thread(model.generate, requests, lambda: self._closing)
                 for item, result in zip(batch, results, strict=True):
                     item.settle(result, model.name, time.monotonic() - begun)
+                batch, self._under_way = [], 0
         except Exception as error:
             for item in [*batch, *self._waiting]:
                 item.fail(error)

@@ -13,6 +13,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+import orjson
+
+from clair_apo.quoting import quoted
+
 Message = dict[str, str]
 
 # Failure kinds as they stand in the table of failures.
@@ -39,7 +43,8 @@ _NO_ANSWER = {"tool_calls", "function_call", "error", "abort", "cancelled"}
 
 
 class CallFailed(Exception):
-    """A call that gave nothing to use. `kind` is one of KINDS; `raw` is what the server sent, if it did."""
+    """A call that gave nothing to use. `kind` is one of KINDS; `raw` is what the server sent, if it did;
+    `text` and `tokens_out` are what there is of an answer that was cut off."""
 
     def __init__(
         self,
@@ -49,6 +54,8 @@ class CallFailed(Exception):
         status: int | None = None,
         tries: int = 1,
         raw: str | None = None,
+        text: str | None = None,
+        tokens_out: int | None = None,
     ) -> None:
         super().__init__(message)
         self.kind = kind
@@ -56,6 +63,8 @@ class CallFailed(Exception):
         self.status = status
         self.tries = tries
         self.raw = raw
+        self.text = text
+        self.tokens_out = tokens_out
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,15 +82,25 @@ class Request:
     def key(self, stage: str, content: bytes) -> bytes:
         """A 16-byte content key: equal exactly for the same request about the same input row content.
         The URL is no part of it, so a server may move."""
-        text = json.dumps([stage, self.body()], ensure_ascii=False, sort_keys=True, separators=(",", ":"))
-        digest = hashlib.sha256(text.encode("utf-8", "surrogatepass"))
+        messages = b",".join(
+            b"{%b}" % b",".join(b"%b:%b" % (quoted(k), quoted(v)) for k, v in sorted(message.items()))
+            for message in self.messages
+        )
+        # The JSON text of [stage, body], keys sorted: ledgers are read by it, so it may never change.
+        fields = {"messages": b"[%b]" % messages, "model": quoted(self.model)}
+        for name, value in self.params.items():
+            text = json.dumps(value, ensure_ascii=False, sort_keys=True, separators=(",", ":"))
+            fields[name] = text.encode("utf-8", "surrogatepass")
+        body = b",".join(b"%b:%b" % (quoted(name), fields[name]) for name in sorted(fields))
+        digest = hashlib.sha256(b"[%b,{%b}]" % (quoted(stage), body))
         digest.update(content)
         return digest.digest()[:16]
 
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """A whole answer. Token counts are None where the server sent none."""
+    """A whole answer. Token counts are None where the server sent none. `prompt_cut`: its count of the
+    prompt shows that it saw only a part of it."""
 
     text: str
     reasoning: str | None
@@ -90,6 +109,21 @@ class Reply:
     tokens_out: int | None
     at: float = 0.0  # seconds since the epoch, when it arrived
     raw: str = ""
+    prompt_cut: bool = False
+
+
+class Halted(Exception):
+    """No further calls: the run was told to stop while this one waited for its turn."""
+
+
+@dataclass(frozen=True, slots=True)
+class State:
+    """How it goes with a backend: calls in flight, how many there may be, and for how many seconds the
+    server's word holds all of them."""
+
+    in_flight: int
+    allowed: int
+    paused: float = 0.0
 
 
 class Backend(Protocol):
@@ -97,34 +131,74 @@ class Backend(Protocol):
 
     async def send(self, request: Request, repeat: int = 0) -> Sent:
         """The reply's body. `repeat` tells equal requests of equal rows apart, for a backend that
-        draws its own random numbers. Raises CallFailed where there is no reply to be had."""
+        draws its own random numbers. Raises CallFailed where there is no reply to be had, Halted where
+        the call had not gone out when `halt` was called."""
         ...
+
+    def halt(self) -> None:
+        """Sends nothing more; calls in flight come home."""
+        ...
+
+    def state(self) -> State: ...
 
     async def close(self) -> None: ...
 
 
 @dataclass(frozen=True, slots=True)
+class Usage:
+    """Tokens that a body reports; None where it does not. `cached` is a part of `tokens_in`."""
+
+    tokens_in: int | None = None
+    tokens_out: int | None = None
+    cached: int = 0
+
+
 class Sent:
-    """What came back: the body of a 200 reply, not yet interpreted."""
+    """What came back: the body of a 200 reply, not yet interpreted, read as JSON once.
 
-    raw: str
-    tries: int
-    seconds: float
+    `request_id` is the server's name for the call, for its support.
+    """
+
+    __slots__ = ("body", "raw", "request_id", "seconds", "tries", "usage")
+
+    def __init__(self, raw: str, tries: int, seconds: float, request_id: str | None = None) -> None:
+        self.raw = raw
+        self.tries = tries
+        self.seconds = seconds
+        self.request_id = request_id
+        self.body = read(raw)
+        self.usage = usage_of(self.body)
 
 
-def interpret(raw: str, at: float = 0.0) -> Reply:
-    """Reads a chat-completions body. Raises CallFailed: `invalid_reply` for what is no such JSON,
-    `truncated`, `content_filter`, `refusal` or `empty` for a reply that is no whole answer."""
+_NOT_JSON = object()
+
+
+def read(raw: str) -> object:
+    """A body as JSON, for `interpret` and `usage_of`. Never raises."""
     try:
-        body = json.loads(raw)
-    except (ValueError, RecursionError) as error:
-        raise CallFailed(
-            "invalid_reply", f"the reply is not JSON: {_start(raw)}", status=200, raw=raw
-        ) from error
+        return orjson.loads(raw)
+    except orjson.JSONDecodeError:
+        pass
+    try:
+        return json.loads(raw)  # takes more: lone surrogates, NaN
+    except (ValueError, RecursionError):
+        return _NOT_JSON
+
+
+def interpret(raw: str, at: float = 0.0, body: object = None) -> Reply:
+    """Reads a chat-completions body; `body` is what `read` made of it, where that was done before.
+
+    Raises CallFailed: `invalid_reply` for what is no such JSON, `truncated`, `content_filter`, `refusal`
+    or `empty` for a reply that is no whole answer.
+    """
+    if body is None:
+        body = read(raw)
 
     def failed(kind: str, message: str) -> CallFailed:
         return CallFailed(kind, message, status=200, raw=raw)
 
+    if body is _NOT_JSON:
+        raise failed("invalid_reply", f"the reply is not JSON: {_start(raw)}")
     if not isinstance(body, dict):
         raise failed("invalid_reply", f"the reply is no JSON object: {_start(raw)}")
     choices = body.get("choices")
@@ -142,42 +216,47 @@ def interpret(raw: str, at: float = 0.0) -> Reply:
         raise failed("content_filter", "the server's content filter stopped the reply")
     if isinstance(message.get("refusal"), str) and message["refusal"].strip():
         raise failed("refusal", f"the model refused: {_start(message['refusal'])}")
+    usage = usage_of(body)
+    text = _content(message.get("content"))
     if reason in _CUT:
-        raise failed(
+        raise CallFailed(
             "truncated",
             "the reply was cut off at the token limit; raise --max-tokens "
             "(--model-max-tokens for the model's own answers)",
+            status=200,
+            raw=raw,
+            text=text,
+            tokens_out=usage.tokens_out,
         )
     if not reason:
         raise failed("invalid_reply", "the reply has no finish_reason, so it may be cut off")
     if reason in _NO_ANSWER:
         raise failed("invalid_reply", f"the reply ended with finish_reason {finish!r}")
-    text = _content(message.get("content"))
     if text is None:
         raise failed("invalid_reply", "the reply's content is not text")
     if not text.strip():
         raise failed("empty", "the reply is empty")
-    usage = body.get("usage")
-    usage = usage if isinstance(usage, dict) else {}
     reasoning = message.get("reasoning") or message.get("reasoning_content")
     return Reply(
         text=text,
         reasoning=writable(reasoning) if isinstance(reasoning, str) else None,
         model=writable(body["model"]) if isinstance(body.get("model"), str) else None,
-        tokens_in=_count(usage.get("prompt_tokens")),
-        tokens_out=_count(usage.get("completion_tokens")),
+        tokens_in=usage.tokens_in,
+        tokens_out=usage.tokens_out,
         at=at,
         raw=raw,
     )
 
 
-def tokens_of(raw: str) -> tuple[int, int]:
-    """Prompt and completion tokens that a body reports; 0 where it does not. Never raises."""
-    try:
-        usage = json.loads(raw)["usage"]
-        return _count(usage.get("prompt_tokens")) or 0, _count(usage.get("completion_tokens")) or 0
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        return 0, 0
+def usage_of(body: object) -> Usage:
+    """The tokens that a body reports. Never raises."""
+    usage = body.get("usage") if isinstance(body, dict) else None
+    if not isinstance(usage, dict):
+        return Usage()
+    details = usage.get("prompt_tokens_details")
+    cached = _count(details.get("cached_tokens")) if isinstance(details, dict) else None
+    tokens_in = _count(usage.get("prompt_tokens"))
+    return Usage(tokens_in, _count(usage.get("completion_tokens")), min(cached or 0, tokens_in or 0))
 
 
 def error_text(body: object) -> str:

@@ -1,52 +1,66 @@
 """A client for any OpenAI-compatible chat-completions endpoint.
 
-httpx over aiohttp's connections: the same API as plain httpx, without its pool's stall beyond a hundred
-connections. `HttpxAiohttpClient` sets proxies up from the environment as httpx does; a transport that
-is passed in by hand would switch that off.
+httpx over aiohttp's connections: without the pool of plain httpx, which stalls beyond a hundred of them.
+All calls go to one place, so they are handed to httpx's transport itself: its client decides anew for
+each call what is the same for all (URL, headers, cookies, proxy).
 """
 
 from __future__ import annotations
 
 import asyncio
-import base64
-import email.utils
+import contextlib
 import json
 import os
-import random
-import re
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import Any
-from urllib.parse import unquote, urlsplit, urlunsplit
+from urllib.parse import urljoin, urlsplit, urlunsplit
+from urllib.request import getproxies, proxy_bypass
 
 import aiohttp
 import httpx
-from httpx_aiohttp import HttpxAiohttpClient
+import orjson
+from httpx_aiohttp import AiohttpTransport
 
 from clair_apo.errors import ClairError, StoppedEarly, UsageError
-from clair_apo.llm.chat import CallFailed, Request, Sent, error_text
+from clair_apo.llm.chat import CallFailed, Request, Sent, State
+from clair_apo.llm.pacing import Pacer, Patience, Turn, own_wait
+from clair_apo.llm.secrets import Secrets, basic_auth, shown_url
+from clair_apo.llm.stream import BrokenStream, StreamAssembler, StreamError, TooLong
+from clair_apo.llm.wire import Refusal, dislikes_stream_options, other_cap, refusal
 
 DEFAULT_URL = "https://api.openai.com/v1"
 CONNECT_SECONDS = 15.0
 # Shorter than the five seconds after which uvicorn closes an idle connection: a request that is sent
 # into a closing one is lost.
 KEEPALIVE_SECONDS = 4.0
-FIRST_WAIT = 0.5
-LONGEST_WAIT = 30.0
-# A server that asks for more patience than this gets the row recorded as rate limited instead.
+# A server that asks for more patience than this gets the row recorded as rate limited instead; one that
+# says so to so many calls on end has nothing for this run.
 LONGEST_RETRY_AFTER = 120.0
+LONG_REFUSALS = 10
+# A call that ran into the time limit may have been paid for, and takes as long again.
+TIMEOUT_RETRIES = 2
+# No answer is as long as this; a body that is would take many times its size to read.
+MAX_REPLY_BYTES = 32 << 20
+TOO_LONG = f"the reply is longer than {MAX_REPLY_BYTES >> 20} MiB"
+REDIRECTS = (301, 302, 303, 307, 308)
 
 
 @dataclass(frozen=True, slots=True)
 class Endpoint:
-    """Where to call, and how. `url` is without `/chat/completions`; `key` may be None."""
+    """Where to call, and how. `url` is without `/chat/completions`; `key` may be None. `rpm` and `tpm`
+    are requests and tokens a minute; `headers` are further ones, as pairs."""
 
     url: str
-    key: str | None = None
+    key: str | None = field(default=None, repr=False)
     timeout: float = 600.0
     retries: int = 6
     concurrency: int = 64
+    rpm: float | None = None
+    tpm: float | None = None
+    stream: bool = False
+    headers: tuple[tuple[str, str], ...] = field(default=(), repr=False)
 
     @property
     def shown(self) -> str:
@@ -67,13 +81,6 @@ def normal_url(url: str) -> str:
     return urlunsplit((parts.scheme, parts.netloc, path, parts.query, ""))
 
 
-def shown_url(url: str) -> str:
-    """`url` with what may be a secret left out."""
-    parts = urlsplit(url)
-    host = parts.netloc.rpartition("@")[2]
-    return urlunsplit((parts.scheme, host, parts.path, "…" if parts.query else "", ""))
-
-
 class EndpointClient:
     """Sends requests, retrying what may pass. One instance serves a whole run; close it at the end.
 
@@ -82,30 +89,35 @@ class EndpointClient:
 
     def __init__(self, endpoint: Endpoint, on_retry: Callable[[str], None] | None = None) -> None:
         self.endpoint = endpoint
+        self.pacer = Pacer(endpoint.concurrency, endpoint.rpm, endpoint.tpm)
         self._on_retry = on_retry or (lambda kind: None)
+        self._wording = _Wording(endpoint.stream)
+        self._has_moved: str | None = None
+        self._long_refusals = 0
+        self._tokens_out = 256.0  # of a reply, of late
         parts = urlsplit(endpoint.url)
         query = f"?{parts.query}" if parts.query else ""
         host = parts.netloc.rpartition("@")[2]  # aiohttp takes no credentials beside a header of ours
         base = urlunsplit((parts.scheme, host, parts.path.rstrip("/"), "", ""))
-        self._chat_url = f"{base}/chat/completions{query}"
-        self._models_url = f"{base}/models{query}"
-        self._secrets = _secrets(endpoint)
+        self._url = httpx.URL(f"{base}/chat/completions{query}")
+        self._models_url = httpx.URL(f"{base}/models{query}")
+        self._secrets = Secrets(endpoint.url, endpoint.key, dict(endpoint.headers))
         headers = {
             "Content-Type": "application/json",
-            "Accept": "application/json",
+            "Accept": "text/event-stream" if endpoint.stream else "application/json",
             "User-Agent": "clair-apo",
         }
         if endpoint.key:
             headers["Authorization"] = f"Bearer {endpoint.key}"
-        elif parts.username:
-            headers["Authorization"] = f"Basic {_basic(endpoint.url)}"
+        elif (basic := basic_auth(endpoint.url)) is not None:
+            headers["Authorization"] = f"Basic {basic}"
+        self._headers = httpx.Headers({**headers, **dict(endpoint.headers)})
+        # The whole call has one deadline of its own; reading may be silent for all of it.
+        timeout = httpx.Timeout(endpoint.timeout, connect=min(CONNECT_SECONDS, endpoint.timeout), pool=None)
+        self._extensions = {"timeout": timeout.as_dict()}
         connections = max(endpoint.concurrency, 1)
-        self._client = HttpxAiohttpClient(
-            headers=headers,
-            # The whole call has one deadline of its own; reading may be silent for all of it.
-            timeout=httpx.Timeout(
-                endpoint.timeout, connect=min(CONNECT_SECONDS, endpoint.timeout), pool=None
-            ),
+        self._transport = AiohttpTransport(
+            proxy=_proxy_of(base),
             limits=httpx.Limits(
                 max_connections=connections,
                 max_keepalive_connections=connections,
@@ -113,37 +125,65 @@ class EndpointClient:
             ),
         )
 
+    def halt(self) -> None:
+        self.pacer.halt()
+
+    def state(self) -> State:
+        return State(self.pacer.in_flight, self.pacer.allowed, self.pacer.paused_for)
+
     async def close(self) -> None:
-        await self._client.aclose()
+        self.pacer.close()
+        await self._transport.aclose()
 
     async def send(self, request: Request, repeat: int = 0) -> Sent:
         """The body of a 200 reply. Raises CallFailed once the tries are used up or where another try
         cannot help, StoppedEarly where no row could do better (wrong key, no quota)."""
-        body = json.dumps(request.body(), ensure_ascii=False, separators=(",", ":")).encode()
         begun = time.monotonic()
+        patience = Patience(self.endpoint.retries)
         tries = 0
         while True:
+            turn = await self.pacer.turn(int(_length(request) / 4 + self._tokens_out))
+            body = self._wording.body(request)
             tries += 1
             try:
-                raw = await self._once(body)
-                return Sent(raw, tries, time.monotonic() - begun)
-            except _Retry as retry:
-                failure, wait = retry.failure, retry.after
-            failure.tries = tries
-            if tries > self.endpoint.retries or (wait or 0.0) > LONGEST_RETRY_AFTER:
-                raise failure
-            self._on_retry(failure.kind)
-            if wait is None:  # full jitter over the upper half: neither together nor at once
-                wait = min(LONGEST_WAIT, FIRST_WAIT * 2 ** (tries - 1)) * random.uniform(0.5, 1.0)
-            await asyncio.sleep(wait)
+                answer = await self._try(turn, body)
+            except CallFailed as failure:
+                failure.tries, failure.raw = tries, failure.raw and self._secrets.blank(failure.raw)
+                if failure.kind not in ("timeout", "connection"):
+                    self.pacer.dropped(turn)
+                    raise
+                self.pacer.failed(turn)
+                most = self.endpoint.retries
+                if tries > (min(most, TIMEOUT_RETRIES) if failure.kind == "timeout" else most):
+                    raise
+                self._on_retry(failure.kind)
+                await self.pacer.sleep(own_wait(tries))
+                continue
+            except BaseException:
+                self.pacer.dropped(turn)
+                raise
+            if isinstance(answer, Refusal):
+                if self._wording.corrected(answer, body):
+                    self.pacer.dropped(turn)
+                    tries -= 1
+                else:
+                    await self._refused(answer, turn, patience, tries)
+                continue
+            raw, request_id = answer
+            sent = Sent(raw, tries, time.monotonic() - begun, request_id)
+            self._long_refusals = 0
+            self.pacer.succeeded(turn, sent.usage.tokens_in, sent.usage.tokens_out, len(raw))
+            self._tokens_out += 0.05 * ((sent.usage.tokens_out or len(raw) / 4) - self._tokens_out)
+            return sent
 
     async def models(self) -> list[str]:
         """The names of the models that the server lists. Raises ClairError where it lists none."""
         try:
             async with asyncio.timeout(30):
-                response = await self._client.get(self._models_url)
+                response = await self._request("GET", self._models_url)
+                body = orjson.loads(await response.aread())
             response.raise_for_status()
-            found = [model["id"] for model in response.json()["data"]]
+            found = [model["id"] for model in body["data"]]
         except (
             httpx.HTTPError,
             aiohttp.ClientError,
@@ -153,32 +193,95 @@ class EndpointClient:
             KeyError,
             TypeError,
         ) as error:
-            why = self._blank(str(error)) or type(error).__name__
+            why = self._secrets.blank(str(error)) or type(error).__name__
             raise ClairError(f"{self.endpoint.shown}/models cannot be read ({why})") from error
         return [str(name) for name in found]
 
-    async def _once(self, body: bytes) -> str:
+    async def _refused(self, answer: Refusal, turn: Turn, patience: Patience, tries: int) -> None:
+        """Waits where another try may help. Raises what ends the call, or the run, where none can."""
+        failure, after = answer.failure, answer.after
+        failure.tries = tries
+        if answer.stop is not None:
+            self.pacer.dropped(turn)
+            raise answer.stopped()
+        if not answer.again:
+            self.pacer.dropped(turn)
+            raise failure
+        if after is not None and after > LONGEST_RETRY_AFTER:
+            self.pacer.dropped(turn)
+            self._long_refusals += 1
+            if self._long_refusals < LONG_REFUSALS:
+                raise failure
+            raise StoppedEarly(
+                f"{failure.message}\nThe server asks each call to wait {after:,.0f} s, and answers none. "
+                "Run the same command again after that: it goes on from here."
+            )
+        if answer.rate_limited:
+            if self.pacer.refused(turn, patience, after):
+                raise failure
+            self._on_retry(failure.kind)
+            return
+        self.pacer.failed(turn, after)
+        if tries > self.endpoint.retries:
+            raise failure
+        self._on_retry(failure.kind)
+        if after is None:
+            await self.pacer.sleep(own_wait(tries))
+
+    async def _try(self, turn: Turn, body: dict[str, Any]) -> tuple[str, str | None] | Refusal:
+        """One try: the reply and the server's name for the call, or what was answered instead."""
+        content = _encoded(body)
         try:
             async with asyncio.timeout(self.endpoint.timeout):
-                response = await self._client.post(self._chat_url, content=body)
+                return await self._post(turn, content)
+        except httpx.DecodingError as error:
+            raise CallFailed(
+                "invalid_reply", f"the reply cannot be unpacked: {error}", status=200
+            ) from error
         except (TimeoutError, httpx.HTTPError, aiohttp.ClientError, OSError) as error:
-            raise _Retry(self._connection_failure(error)) from error
+            raise self._connection_failure(error) from error
+
+    async def _request(self, method: str, url: httpx.URL, content: bytes | None = None) -> httpx.Response:
+        request = httpx.Request(
+            method, url, headers=self._headers, content=content, extensions=self._extensions
+        )
+        response = await self._transport.handle_async_request(request)
+        response.request = request
+        return response
+
+    async def _post(self, turn: Turn, content: bytes) -> tuple[str, str | None] | Refusal:
+        response = await self._request("POST", self._url, content)
         try:
-            # JSON is UTF-8, whatever a header says.
-            text = response.content.decode("utf-8-sig")
-        except UnicodeDecodeError as error:
-            text = response.content.decode("utf-8", "replace")
-            if response.status_code == 200:
-                raise CallFailed(
-                    "invalid_reply", "the reply is not UTF-8", status=200, raw=self._blank(text)
-                ) from error
-        if response.status_code == 200:
-            return self._blank(text)
-        raw = self._blank(text)
-        if response.status_code in (301, 302, 303, 307, 308):
-            raw = f"the server sends elsewhere: {shown_url(response.headers.get('location', '?'))}"
-        self._refuse(response.status_code, response.headers, raw)
-        raise AssertionError  # _refuse always raises
+            status = response.status_code
+            headers = {k.decode("latin-1").lower(): v.decode("latin-1") for k, v in response.headers.raw}
+            if any("ratelimit" in name for name in headers):
+                self.pacer.read(turn, headers)
+            if status == 200 and headers.get("content-type", "").startswith("text/event-stream"):
+                text = await _read_stream(response)
+            else:
+                text = await _read(response)
+        except (BrokenStream, StreamError, TooLong) as error:
+            raise self._stream_failure(error) from error
+        finally:
+            await response.aclose()
+        raw = self._secrets.blank(text)
+        if status == 200:
+            return raw, headers.get("x-request-id")
+        if status in REDIRECTS:
+            target = urljoin(str(self._url), headers.get("location", ""))
+            if status in (307, 308) and self._moved(target):
+                return Refusal(CallFailed("http_4xx", "moved", status=status), moved=True)
+            raw = f"the server sends elsewhere: {shown_url(target)}"
+        return refusal(self.endpoint.shown, status, headers, raw)
+
+    def _moved(self, target: str) -> bool:
+        """Goes along with a server that names another path, or https, of its own host; once."""
+        now, then = urlsplit(str(self._url)), urlsplit(target)
+        secure = then.scheme == now.scheme or (now.scheme, then.scheme) == ("http", "https")
+        if not secure or then.hostname != now.hostname or self._has_moved not in (None, target):
+            return False
+        self._has_moved, self._url = target, httpx.URL(target)
+        return True
 
     def _connection_failure(self, error: BaseException) -> CallFailed:
         # The transport names every lost connection a connect time-out; its cause says what happened.
@@ -192,147 +295,136 @@ class EndpointClient:
                 "timeout",
                 f"no whole reply from {where} within {self.endpoint.timeout:g} s (--timeout)",
             )
-        words = self._blank(str(cause)) or type(cause).__name__
+        words = self._secrets.blank(str(cause)) or type(cause).__name__
         return CallFailed("connection", f"connection to {where}: {words}")
 
-    def _refuse(self, status: int, headers: Mapping[str, str], raw: str) -> None:
-        try:
-            body = json.loads(raw)
-        except (ValueError, RecursionError):
-            body = raw
-        words = error_text(body) if raw.strip() else "no further words"
-        message = f"{self.endpoint.shown} answered {status}: {words}"
-        code = _error_code(body)
-        if code == "insufficient_quota":
-            raise StoppedEarly(
-                f"{message}\nThe account has no quota left. Add credit, then run the "
-                "same command again: it goes on from here."
-            )
-        if status == 401:
-            raise StoppedEarly(
-                f"{message}\nThe key was not accepted. Keys come from OPENAI_API_KEY or "
-                "the variable that --reviser-key-env or --model-key-env names; set it "
-                "and run the same command again."
-            )
-        if status == 429:
-            raise _Retry(CallFailed("rate_limited", message, status=status, raw=raw), _retry_after(headers))
-        if status >= 500:
-            raise _Retry(CallFailed("http_5xx", message, status=status, raw=raw), _retry_after(headers))
-        if status in (408, 409):
-            kind = "timeout" if status == 408 else "http_4xx"
-            raise _Retry(CallFailed(kind, message, status=status, raw=raw), _retry_after(headers))
-        kind = "http_4xx" if 400 <= status < 500 else "invalid_reply"
-        if code in ("context_length_exceeded", "string_above_max_length") or (
-            status in (400, 413, 422) and _speaks_of_length(words)
-        ):
-            kind = "context_length"
-        elif code in ("content_filter", "content_policy_violation"):
-            kind = "content_filter"
-        raise CallFailed(kind, message, status=status, raw=raw)
-
-    def _blank(self, text: str) -> str:
-        """`text` with the secrets in it blanked, also where JSON spells them in another way."""
-        for secret in self._secrets:
-            if secret in text:
-                text = text.replace(secret, "[key]")
-        if self._secrets and ("\\u00" in text or "\\/" in text):
-            try:
-                body = json.loads(text)
-            except (ValueError, RecursionError):
-                return text
-            if any(secret in json.dumps(body, ensure_ascii=False) for secret in self._secrets):
-                return json.dumps(_blanked(body, self._secrets), ensure_ascii=False)
-        return text
+    def _stream_failure(self, error: Exception) -> CallFailed:
+        if isinstance(error, StreamError):
+            raw = self._secrets.blank(error.raw)
+            words = refusal(self.endpoint.shown, 500, {}, raw).words
+            return CallFailed("invalid_reply", f"the server reports: {words}", status=200, raw=raw)
+        if isinstance(error, TooLong):
+            return CallFailed("invalid_reply", TOO_LONG, status=200)
+        return CallFailed("connection", f"connection to {self.endpoint.shown}: {error}")
 
 
-def _blanked(value: Any, secrets: list[str]) -> Any:
-    if isinstance(value, dict):
-        return {_blanked(k, secrets): _blanked(v, secrets) for k, v in value.items()}
-    if isinstance(value, list):
-        return [_blanked(item, secrets) for item in value]
-    if isinstance(value, str):
-        for secret in secrets:
-            value = value.replace(secret, "[key]")
-    return value
+def _length(request: Request) -> int:
+    return sum(len(message["content"]) for message in request.messages)
 
 
-class _Retry(Exception):
-    def __init__(self, failure: CallFailed, after: float | None = None) -> None:
-        self.failure = failure
-        self.after = after
+class _Wording:
+    """How requests are worded for one server. What it complained about is said otherwise from then on."""
+
+    def __init__(self, stream: bool) -> None:
+        self._stream = stream
+        self._stream_options = True
+        self._caps: dict[str, tuple[str, str]] = {}  # by model: the name not to use, and the one to use
+
+    def body(self, request: Request) -> dict[str, Any]:
+        body = request.body()
+        if (swap := self._caps.get(request.model)) is not None and swap[0] in body:
+            body[swap[1]] = body.pop(swap[0])
+        if self._stream:
+            body["stream"] = True
+            if self._stream_options:
+                body["stream_options"] = {"include_usage": True}
+        return body
+
+    def corrected(self, answer: Refusal, sent: dict[str, Any]) -> bool:
+        """Whether the request can be worded so that the complaint is met."""
+        if answer.moved:
+            return True
+        if answer.failure.status not in (400, 422):
+            return False
+        if "stream_options" in sent and dislikes_stream_options(answer.words):
+            self._stream_options = False
+            return True
+        swap = other_cap(answer.words, sent)
+        known = self._caps.get(sent["model"])
+        if swap is None or (known is not None and known != swap):
+            return False
+        self._caps[sent["model"]] = swap
+        return True
 
 
-def _secrets(endpoint: Endpoint) -> list[str]:
-    """The key and the URL's own credentials, in the forms in which a server could echo them.
-
-    A word such as `ollama` or `EMPTY`, given where a server wants any key, is none: blanking it would
-    change answers that use the word.
-    """
-    parts = urlsplit(endpoint.url)
-    found = [endpoint.key, parts.password, _basic(endpoint.url) if parts.username else None]
-    for pair in parts.query.split("&"):
-        name, _, value = pair.partition("=")
-        if re.search(r"key|token|secret|sig|pass|auth|code", name, re.I):
-            found.append(value)
-    plain = {form for word in found if word for form in (word, unquote(word)) if _is_secret(form)}
-    return sorted(plain, key=len, reverse=True)
+def _encoded(body: dict[str, Any]) -> bytes:
+    try:
+        return orjson.dumps(body)
+    except TypeError:  # a number of more than 64 bits, from --extra-body
+        return json.dumps(body, ensure_ascii=False, separators=(",", ":")).encode()
 
 
-def _is_secret(word: str) -> bool:
-    mixed = any(c.isdigit() for c in word) and any(c.isalpha() for c in word)
-    return word.startswith("sk-") or len(word) >= 16 or (len(word) >= 8 and mixed)
+async def _read(response: httpx.Response) -> str:
+    parts: list[bytes] = []
+    size = 0
+    async for part in response.aiter_bytes():
+        size += len(part)
+        if size > MAX_REPLY_BYTES:
+            raise CallFailed("invalid_reply", TOO_LONG, status=response.status_code)
+        parts.append(part)
+    data = b"".join(parts)
+    try:
+        return data.decode("utf-8-sig")  # JSON is UTF-8, whatever a header says
+    except UnicodeDecodeError as error:
+        text = data.decode("utf-8", "replace")
+        if response.status_code != 200:
+            return text
+        raise CallFailed("invalid_reply", "the reply is not UTF-8", status=200, raw=text) from error
 
 
-def _basic(url: str) -> str:
-    parts = urlsplit(url)
-    pair = f"{unquote(parts.username or '')}:{unquote(parts.password or '')}"
-    return base64.b64encode(pair.encode()).decode()
-
-
-def _error_code(body: object) -> str:
-    error = body.get("error", body) if isinstance(body, dict) else None
-    if not isinstance(error, dict):
-        return ""
-    for name in ("code", "type"):
-        if isinstance(error.get(name), str) and error[name]:
-            return str(error[name])
-    return ""
-
-
-def _speaks_of_length(words: str) -> bool:
-    words = words.lower()
-    return any(
-        phrase in words
-        for phrase in (
-            "maximum context length",
-            "context length",
-            "context_length",
-            "context window",
-            "too many tokens",
-            "prompt is too long",
-            "input is too long",
-            "longer than the maximum",
-        )
-    )
-
-
-def _retry_after(headers: Mapping[str, Any]) -> float | None:
-    """Seconds that a server asks to wait: `retry-after-ms`, `retry-after` in seconds, or as a date."""
-    for name, unit in (("retry-after-ms", 0.001), ("retry-after", 1.0)):
-        value = headers.get(name)
-        if value is None:
-            continue
-        try:
-            return max(0.0, float(value) * unit)
-        except ValueError:
-            try:
-                when = email.utils.parsedate_to_datetime(value)
-            except ValueError:
-                continue
-            return max(0.0, when.timestamp() - time.time())
-    return None
+async def _read_stream(response: httpx.Response) -> str:
+    assembler = StreamAssembler(MAX_REPLY_BYTES)
+    parts = response.aiter_bytes()
+    async for part in parts:
+        assembler.feed(part)
+        if assembler.done:
+            break
+    # The end of the body follows at once, as a rule, and the connection can be used again.
+    with contextlib.suppress(TimeoutError, httpx.HTTPError, aiohttp.ClientError):
+        async with asyncio.timeout(1):
+            async for _ in parts:
+                pass
+    return assembler.body()
 
 
 def default_url() -> str:
     """The base URL that the environment names, or OpenAI's."""
     return os.environ.get("OPENAI_BASE_URL") or DEFAULT_URL
+
+
+def default_headers() -> tuple[tuple[str, str], ...]:
+    """Further headers that the environment names, as OpenAI's own clients read them: organisation,
+    project, and lines of `Name: value`. Raises UsageError for one that no header can hold."""
+    found = [
+        ("OpenAI-Organization", os.environ.get("OPENAI_ORG_ID", "").strip()),
+        ("OpenAI-Project", os.environ.get("OPENAI_PROJECT_ID", "").strip()),
+    ]
+    for line in os.environ.get("OPENAI_CUSTOM_HEADERS", "").split("\n"):
+        name, colon, value = line.partition(":")
+        if colon:
+            found.append((name.strip(), value.strip()))
+    for name, value in found:
+        if not (name + value).isascii() or not (name + value).isprintable() or not name or " " in name:
+            raise UsageError(
+                "OPENAI_ORG_ID, OPENAI_PROJECT_ID or OPENAI_CUSTOM_HEADERS holds what no HTTP header can"
+            )
+    return tuple((name, value) for name, value in found if value)
+
+
+def _proxy_of(url: str) -> httpx.Proxy | None:
+    """The proxy that the environment names for `url`, as httpx's own client would find it. Raises
+    ClairError for one that cannot be used."""
+    parts = urlsplit(url)
+    proxies = getproxies()
+    proxy = proxies.get(parts.scheme) or proxies.get("all")
+    if not proxy or proxy_bypass(parts.netloc) or proxy_bypass(parts.hostname or ""):
+        return None
+    if proxy.startswith("socks"):
+        raise ClairError(
+            "the environment names a SOCKS proxy, which cannot be used; name an HTTP proxy in HTTPS_PROXY, "
+            "or the server in NO_PROXY"
+        )
+    try:
+        return httpx.Proxy(proxy if "://" in proxy else f"http://{proxy}")
+    except (ValueError, httpx.InvalidURL) as error:
+        raise ClairError("the environment names a proxy that is no URL") from error

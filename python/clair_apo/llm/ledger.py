@@ -16,42 +16,16 @@ import queue
 import sqlite3
 import threading
 import time
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
 from clair_apo.errors import ClairError
-from clair_apo.llm.chat import CallFailed, Sent, tokens_of
+from clair_apo.llm import ledger_files
 
-SCHEMA_VERSION = 1
 # How long the writer waits for company before it commits: bounds both latency and commits a second.
 GATHER_SECONDS = 0.02
-
-_SCHEMA = """
-CREATE TABLE IF NOT EXISTS calls (
-  id INTEGER PRIMARY KEY,
-  key BLOB NOT NULL,          -- content of the request
-  repeat INTEGER NOT NULL,    -- which of several equal rows
-  live INTEGER NOT NULL,      -- 0 once a later call took this one's place
-  start INTEGER NOT NULL,     -- which start of the command made the call
-  stage TEXT NOT NULL,
-  at REAL NOT NULL,           -- seconds since the epoch
-  seconds REAL,
-  tries INTEGER NOT NULL,
-  kind TEXT,                  -- NULL: a reply arrived; else the kind of failure
-  status INTEGER,
-  message TEXT,
-  raw TEXT                    -- the body as the server sent it, keys blanked
-);
-CREATE UNIQUE INDEX IF NOT EXISTS calls_live ON calls (key, repeat) WHERE live;
-CREATE TABLE IF NOT EXISTS facts (name TEXT PRIMARY KEY, value TEXT NOT NULL);
-CREATE TABLE IF NOT EXISTS totals (
-  one INTEGER PRIMARY KEY CHECK (one = 1), calls INTEGER, retries INTEGER, tokens_in INTEGER,
-  tokens_out INTEGER
-);
-INSERT OR IGNORE INTO totals VALUES (1, 0, 0, 0, 0);
-"""
 
 
 class LedgerError(ClairError):
@@ -60,8 +34,11 @@ class LedgerError(ClairError):
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """One finished call. `kind` is None where a reply arrived, whatever it says."""
+    """One finished call. `kind` is None where a reply arrived, whatever it says. Tokens are None where
+    there was no reply; `counted` says that they were counted here, since the server told none."""
 
+    role: str
+    model: str
     stage: str
     start: int
     at: float
@@ -71,16 +48,43 @@ class Record:
     status: int | None
     message: str | None
     raw: str | None
+    request_id: str | None = None
+    tokens_in: int | None = None
+    tokens_cached: int | None = None
+    tokens_out: int | None = None
+    counted: bool = False
 
 
 @dataclass(frozen=True, slots=True)
-class Totals:
-    """Sums over the life of the run folder. Tokens are those that servers reported."""
+class Spent:
+    """Sums over the life of the run folder, for one model in one role. `counted` is the number of calls
+    whose tokens were counted here."""
 
-    calls: int
-    retries: int
-    tokens_in: int
-    tokens_out: int
+    role: str
+    model: str
+    calls: int = 0
+    retries: int = 0
+    tokens_in: int = 0
+    tokens_cached: int = 0
+    tokens_out: int = 0
+    counted: int = 0
+
+
+COLUMNS = [field.name for field in fields(Record)]
+_SELECT = f"SELECT {', '.join(COLUMNS)} FROM calls WHERE key = ? AND repeat = ? AND live"
+_INSERT = (
+    f"INSERT INTO calls (live, key, repeat, {', '.join(COLUMNS)}) VALUES (1, ?, ?{', ?' * len(COLUMNS)})"
+)
+_SUPERSEDE = "UPDATE calls SET live = 0 WHERE key = ? AND repeat = ? AND live"
+_ADD_UP = (
+    "INSERT INTO spent (role, model, calls, retries, tokens_in, tokens_cached, tokens_out, counted)"
+    " VALUES (?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (role, model) DO UPDATE SET"
+    " calls = calls + excluded.calls, retries = retries + excluded.retries,"
+    " tokens_in = tokens_in + excluded.tokens_in,"
+    " tokens_cached = tokens_cached + excluded.tokens_cached,"
+    " tokens_out = tokens_out + excluded.tokens_out,"
+    " counted = counted + excluded.counted"
+)
 
 
 class Ledger:
@@ -97,10 +101,10 @@ class Ledger:
         self._lock = _lock(folder / "lock")
         try:
             if fresh:
-                self._set_aside()
+                ledger_files.set_aside(self.path, "old")
+            self.mended = ledger_files.mend(self.path)
             self._reader = self._connect()
-            self._reader.executescript(_SCHEMA)
-            self._check_version()
+            ledger_files.prepare(self._reader, self.path)
             self.start = int(self.fact("starts") or 0) + 1
             self.set_fact("starts", self.start)
         except sqlite3.Error as error:
@@ -128,47 +132,31 @@ class Ledger:
 
     def get(self, key: bytes, repeat: int) -> Record | None:
         """The call that stands for this request, or None."""
-        row = self._reader.execute(
-            "SELECT stage, start, at, seconds, tries, kind, status, message, raw FROM calls"
-            " WHERE key = ? AND repeat = ? AND live",
-            (key, repeat),
-        ).fetchone()
+        with self._reading():
+            row = self._reader.execute(_SELECT, (key, repeat)).fetchone()
         return Record(*row) if row else None
 
-    def put(
-        self, key: bytes, repeat: int, stage: str, outcome: Sent | CallFailed, seconds: float
-    ) -> tuple[Record, asyncio.Future[None]]:
+    def put(self, key: bytes, repeat: int, record: Record) -> asyncio.Future[None]:
         """Hands over a finished call; the future is done when it is durable, and fails with
         LedgerError when it cannot be written. To be called on the event loop."""
-        if isinstance(outcome, Sent):
-            record = Record(
-                stage, self.start, time.time(), seconds, outcome.tries, None, 200, None, outcome.raw
-            )
-        else:
-            record = Record(
-                stage,
-                self.start,
-                time.time(),
-                seconds,
-                outcome.tries,
-                outcome.kind,
-                outcome.status,
-                outcome.message,
-                outcome.raw,
-            )
         durable = asyncio.get_running_loop().create_future()
         self._queue.put(_Put(key, repeat, record, durable))
-        return record, durable
+        return durable
 
     def forget(self, calls: Iterable[tuple[bytes, int]]) -> None:
         """Lets calls no longer stand for their request, so they are made again. They stay on file."""
         self._reader.execute("BEGIN IMMEDIATE")
-        self._reader.executemany("UPDATE calls SET live = 0 WHERE key = ? AND repeat = ? AND live", calls)
+        self._reader.executemany(_SUPERSEDE, calls)
         self._reader.execute("COMMIT")
 
-    def totals(self) -> Totals:
-        row = self._reader.execute("SELECT calls, retries, tokens_in, tokens_out FROM totals").fetchone()
-        return Totals(*row)
+    def spent(self) -> list[Spent]:
+        """What all calls have taken so far, by role and model."""
+        with self._reading():
+            rows = self._reader.execute(
+                "SELECT role, model, calls, retries, tokens_in, tokens_cached, tokens_out, counted"
+                " FROM spent ORDER BY role, model"
+            ).fetchall()
+        return [Spent(*row) for row in rows]
 
     def fact(self, name: str) -> Any:
         """A fact about the run folder that was set before, or None."""
@@ -188,29 +176,21 @@ class Ledger:
         connection.execute("PRAGMA cache_size=-16000")
         return connection
 
-    def _set_aside(self) -> None:
-        """Starts over, but keeps the last ledger under another name: it was paid for, and may be mended
-        where it is damaged."""
-        if not self.path.exists():
-            return
-        number = 1
-        while (kept := self.folder / f"ledger.old-{number}.sqlite").exists():
-            number += 1
-        for ending in ("", "-wal", "-shm"):
-            part = self.path.with_name(self.path.name + ending)
-            if part.exists():
-                part.replace(kept.with_name(kept.name + ending))
+    @contextlib.contextmanager
+    def _reading(self) -> Iterator[None]:
+        try:
+            yield
+        except sqlite3.DatabaseError as error:
+            raise self._failure(error, "read") from error
 
-    def _check_version(self) -> None:
-        version = self.fact("schema")
-        if version is None:
-            self.set_fact("schema", SCHEMA_VERSION)
-        elif version != SCHEMA_VERSION:
-            raise ClairError(
-                f"{self.path} was written by another version of clair-apo "
-                f"(ledger format {version}, this one writes {SCHEMA_VERSION}); "
-                "use another --output, or --fresh to start over"
+    def _failure(self, error: Exception, doing: str) -> LedgerError:
+        if ledger_files.is_damage(error):
+            ledger_files.mark_damaged(self.path)
+            return LedgerError(
+                f"{self.path} is damaged ({error}). Run the same command again: it sets the file aside and "
+                "goes on with every call that can still be read."
             )
+        return LedgerError(f"{self.path} cannot be {doing}: {_why(error)}")
 
     def _write(self) -> None:
         connection = None
@@ -232,7 +212,7 @@ class Ledger:
                 self._insert(connection, batch)
             except Exception as error:
                 # Whatever it is, those who wait must hear of it.
-                failure = LedgerError(f"{self.path} cannot be written: {_why(error)}")
+                failure = self._failure(error, "written")
                 if connection is not None:
                     with contextlib.suppress(sqlite3.Error):
                         connection.execute("ROLLBACK")
@@ -241,43 +221,54 @@ class Ledger:
             connection.close()
 
     def _insert(self, connection: sqlite3.Connection, batch: list[_Put]) -> None:
+        rows = [(put.key, put.repeat, *(getattr(put.record, name) for name in COLUMNS)) for put in batch]
         connection.execute("BEGIN IMMEDIATE")
-        connection.executemany(
-            "UPDATE calls SET live = 0 WHERE key = ? AND repeat = ? AND live",
-            [(put.key, put.repeat) for put in batch],
-        )
-        connection.executemany(
-            "INSERT INTO calls (key, repeat, live, start, stage, at, seconds, tries, kind, status,"
-            " message, raw) VALUES (?, ?, 1, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
-            [
-                (
-                    p.key,
-                    p.repeat,
-                    p.record.start,
-                    p.record.stage,
-                    p.record.at,
-                    p.record.seconds,
-                    p.record.tries,
-                    p.record.kind,
-                    p.record.status,
-                    p.record.message,
-                    p.record.raw,
-                )
-                for p in batch
-            ],
-        )
-        tokens = [tokens_of(put.record.raw) for put in batch if put.record.raw]
-        connection.execute(
-            "UPDATE totals SET calls = calls + ?, retries = retries + ?, tokens_in = tokens_in + ?,"
-            " tokens_out = tokens_out + ?",
-            (
-                len(batch),
-                sum(put.record.tries - 1 for put in batch),
-                sum(t[0] for t in tokens),
-                sum(t[1] for t in tokens),
-            ),
-        )
+        try:
+            connection.executemany(_INSERT, rows)
+        except sqlite3.IntegrityError:  # some take the place of an earlier call, which is rare
+            connection.execute("ROLLBACK")
+            connection.execute("BEGIN IMMEDIATE")
+            for put, row in zip(batch, rows, strict=True):
+                connection.execute(_SUPERSEDE, (put.key, put.repeat))
+                connection.execute(_INSERT, row)
+        connection.executemany(_ADD_UP, _sums([put.record for put in batch]))
         connection.execute("COMMIT")
+
+
+class Reader:
+    """Looks into a run folder's ledger without touching it; a context manager. One that is not there, or
+    that only a run could bring up to date, holds nothing."""
+
+    def __init__(self, folder: Path) -> None:
+        self._connection: sqlite3.Connection | None = None
+        path = folder / "ledger.sqlite"
+        if path.exists():
+            with contextlib.suppress(sqlite3.Error):
+                self._connection = sqlite3.connect(
+                    f"{path.absolute().as_uri()}?mode=ro", uri=True, timeout=60
+                )
+
+    def __enter__(self) -> Reader:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Holds nothing from now on."""
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = None
+
+    def get(self, key: bytes, repeat: int) -> Record | None:
+        """The call that stands for this request, or None."""
+        if self._connection is None:
+            return None
+        try:
+            row = self._connection.execute(_SELECT, (key, repeat)).fetchone()
+        except sqlite3.Error:
+            return None
+        return Record(*row) if row else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -286,6 +277,23 @@ class _Put:
     repeat: int
     record: Record
     durable: asyncio.Future[None]
+
+
+def _sums(records: list[Record]) -> list[tuple[object, ...]]:
+    """Rows of `spent` to add, one for each model in each role."""
+    sums: dict[tuple[str, str], list[int]] = {}
+    for record in records:
+        one = (
+            1,
+            record.tries - 1,
+            record.tokens_in or 0,
+            record.tokens_cached or 0,
+            record.tokens_out or 0,
+            int(record.counted),
+        )
+        before = sums.get((record.role, record.model), [0] * len(one))
+        sums[record.role, record.model] = [a + b for a, b in zip(before, one, strict=True)]
+    return [(*who, *total) for who, total in sums.items()]
 
 
 def _settle(batch: list[_Put], error: LedgerError | None) -> None:
@@ -320,6 +328,4 @@ def _why(error: Exception) -> str:
         return "the disk is full; make room and run the same command again, it goes on from here"
     if code.startswith(("SQLITE_READONLY", "SQLITE_CANTOPEN", "SQLITE_PERM")):
         return f"no permission to write there ({error})"
-    if code.startswith(("SQLITE_CORRUPT", "SQLITE_NOTADB")):
-        return f"it is damaged ({error}); use another --output, or --fresh to start over"
     return str(error)

@@ -1,0 +1,236 @@
+"""The first pass of build-pairs: the method runs for every row until all its calls are on disk.
+
+The same method runs again for the tables, with an asker that only looks up; so they follow from the
+input and the ledger alone, however often this pass was stopped.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import signal
+from collections.abc import Callable, Coroutine, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from clair_apo.build.clair import Clair, Draft
+from clair_apo.build.progress import Progress
+from clair_apo.build.rows import Input, InputRow
+from clair_apo.errors import StoppedEarly
+from clair_apo.llm.asking import Asker, Question
+from clair_apo.llm.chat import CallFailed, Halted, Message, Reply
+
+# How long calls in flight may still come home after Ctrl-C: they are paid.
+GRACE_SECONDS = 5.0
+STARTED_AT_ONCE = 16
+# Rows that end so one after the other, and no other way, say that something is wrong with the way.
+NO_WAY = ("http_4xx", "http_5xx", "connection", "timeout")
+
+
+class Interrupted(Exception):
+    """Ctrl-C; what was finished stands in the ledger."""
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """A row that gave no pair."""
+
+    stage: str
+    failure: CallFailed
+
+
+async def attempt(
+    method: Clair, row: InputRow, asker: Asker, question: Question | None = None
+) -> Draft | Failed:
+    """The method's draft for a row, or what it failed with. `question` collects the calls it took."""
+    about = question or Question(row.content, row.repeat)
+    stage = ""
+
+    async def ask(at: str, role: str, messages: Sequence[Message], /) -> Reply:
+        nonlocal stage
+        stage = at
+        return await asker.ask(about, at, role, messages)
+
+    try:
+        return await method(row, ask)
+    except CallFailed as failure:
+        return Failed(stage, failure)
+
+
+def finish_now(coroutine: Coroutine[Any, Any, Draft | Failed]) -> Draft | Failed:
+    """The result of a coroutine that waits for nothing."""
+    try:
+        coroutine.send(None)
+    except StopIteration as done:
+        result: Draft | Failed = done.value
+        return result
+    raise RuntimeError("a method waited for something other than its calls")
+
+
+@dataclass(slots=True)
+class _Streak:
+    """Rows in a row that the way to the server has failed."""
+
+    most: int
+    length: int = 0
+
+    def ended(self, outcome: Draft | Failed) -> None:
+        """Raises StoppedEarly where it has become too long."""
+        if not isinstance(outcome, Failed) or outcome.failure.kind not in NO_WAY:
+            self.length = 0
+            return
+        self.length += 1
+        if self.most and self.length >= self.most:
+            raise StoppedEarly(
+                f"{self.length} rows in a row have failed (--max-consecutive-failures {self.most}), the "
+                f"last one so: {outcome.failure.message}\nRun the same command again once that is mended; "
+                "--retry-failed also asks again for rows that failed with http_4xx."
+            )
+
+
+@dataclass(slots=True)
+class _Under:
+    """The rows that are under way, and so how many at the beginning are done."""
+
+    rows: set[int] = field(default_factory=set)
+    next: int = 0
+
+    def done(self) -> int:
+        return min(self.rows, default=self.next)
+
+
+async def make_calls(
+    source: Input,
+    method: Clair,
+    asker: Asker,
+    progress: Progress,
+    *,
+    concurrency: int,
+    retry_failed: bool,
+    max_consecutive_failures: int,
+) -> None:
+    """Runs the method for all rows, somewhat more than `concurrency` at a time, until all calls are on
+    disk.
+
+    Raises Interrupted after Ctrl-C, and StoppedEarly or LedgerError where no call could go on; calls in
+    flight are waited for first.
+    """
+    rows = _usable(source, progress)
+    trouble: list[Exception] = []
+    streak = _Streak(max_consecutive_failures)
+    under = _Under()
+
+    async def work() -> None:
+        for row in rows:
+            if asker.halted:
+                return
+            under.rows.add(row.number)
+            under.next = row.number + 1
+            question = Question(row.content, row.repeat)
+            try:
+                if retry_failed:
+                    _forget_failed(method, row, asker)
+                outcome = await attempt(method, row, asker, question)
+                under.rows.discard(row.number)
+                progress.row_done(
+                    outcome.failure.kind if isinstance(outcome, Failed) else None,
+                    asked=question.made > 0,
+                )
+                if question.made:
+                    streak.ended(outcome)
+                else:
+                    await asyncio.sleep(0)  # rows that the ledger answers would keep the others waiting
+            except Halted:
+                return
+            except Exception as error:
+                trouble.append(error)
+                asker.halt()
+                return
+
+    workers: list[asyncio.Task[None]] = []
+    with _signals(asker, workers, progress) as interrupted:
+        # More rows than calls in flight: a row also waits for the disk and for its own parsing.
+        for number in range(concurrency * 5 // 4 + 16):
+            workers.append(asyncio.create_task(work()))
+            if number % STARTED_AT_ONCE == 0:
+                await asyncio.sleep(0)  # the first calls go out before the last rows are read
+        await asyncio.gather(*workers, return_exceptions=True)
+    if trouble:
+        raise _with_hint(trouble[0], under, source)
+    if interrupted():
+        raise Interrupted
+
+
+def _with_hint(error: Exception, under: _Under, source: Input) -> Exception:
+    """Says how to have the pairs of what is done, where a run stopped before its end."""
+    done = under.done()
+    if not isinstance(error, StoppedEarly) or not done or source.sample is not None:
+        return error
+    return StoppedEarly(
+        f"{error}\nWhat was answered is kept. The first {done:,} rows are done: with --limit {done} the "
+        "same command writes their pairs now."
+    )
+
+
+def _usable(source: Input, progress: Progress) -> Iterator[InputRow]:
+    for chunk in source.chunks():
+        for row in chunk.rows:
+            if isinstance(row, InputRow):
+                yield row
+            else:
+                progress.row_done("input", asked=False)
+
+
+def _forget_failed(method: Clair, row: InputRow, asker: Asker) -> None:
+    """Takes the last calls of a row that failed with a paid reply out of the ledger."""
+    question = Question(row.content, row.repeat)
+    try:
+        outcome = finish_now(attempt(method, row, Asker(asker.ledger, asker.parties), question))
+    except RuntimeError:
+        return  # never finished: there is nothing to take back
+    if isinstance(outcome, Failed):
+        stage = outcome.stage
+        asker.ledger.forget(
+            call
+            for call in question.used
+            if (record := asker.ledger.get(*call))
+            and record.stage == stage
+            and record.start < asker.ledger.start
+        )
+
+
+@contextlib.contextmanager
+def _signals(
+    asker: Asker, workers: list[asyncio.Task[None]], progress: Progress
+) -> Iterator[Callable[[], bool]]:
+    """Ctrl-C: no new calls, a little time for those in flight; once more: at once."""
+    loop = asyncio.get_running_loop()
+    pressed = 0
+
+    def cancel() -> None:
+        for worker in workers:
+            worker.cancel()
+
+    def on_signal() -> None:
+        nonlocal pressed
+        pressed += 1
+        asker.halt()
+        if pressed == 1:
+            progress.say(
+                f"stopping: calls in flight have {GRACE_SECONDS:g} s to come home (Ctrl-C again: at once)"
+            )
+            loop.call_later(GRACE_SECONDS, cancel)
+        else:
+            cancel()
+
+    watched: tuple[signal.Signals, ...] = (signal.SIGINT, signal.SIGTERM)
+    try:
+        for number in watched:
+            loop.add_signal_handler(number, on_signal)
+    except (ValueError, RuntimeError):  # not the main thread: whoever runs that one gets the signal
+        watched = ()
+    try:
+        yield lambda: pressed > 0
+    finally:
+        for number in watched:
+            loop.remove_signal_handler(number)

@@ -1,0 +1,211 @@
+"""The second pass of build-pairs: the tables, from the input and the ledger alone."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any
+
+import pyarrow as pa
+
+from clair_apo import text
+from clair_apo.build.calls import Failed, attempt, finish_now
+from clair_apo.build.checks import EDIT_RATIO, LENGTH_RATIO, Band, check
+from clair_apo.build.clair import Clair, Draft
+from clair_apo.build.options import BuildOptions
+from clair_apo.build.parties import Parties
+from clair_apo.build.progress import Progress
+from clair_apo.build.rows import Chunk, Input, InputRow, Survey, UnusableRow
+from clair_apo.build.templates import as_text
+from clair_apo.llm.asking import Asker, Question
+from clair_apo.tables import FAILURE_SCHEMA, MEASURES, TableWriter, dropped_schema, pair_schema
+
+
+@dataclass(slots=True)
+class Counts:
+    """Where the rows went."""
+
+    rows_in: int = 0
+    kept: int = 0
+    unchanged: int = 0
+    filtered: int = 0
+    failed: int = 0
+    failures: Counter[str] = field(default_factory=Counter)
+    flags: Counter[str] = field(default_factory=Counter)
+
+    def check(self) -> None:
+        """Raises AssertionError where a row is lost or doubled."""
+        total = self.kept + self.unchanged + self.filtered + self.failed
+        if total != self.rows_in:
+            raise AssertionError(f"{self.rows_in} rows in, but {total} accounted for")
+
+
+def write_tables(
+    source: Input,
+    survey: Survey,
+    method: Clair,
+    asker: Asker,
+    parties: Parties,
+    options: BuildOptions,
+    progress: Progress,
+) -> Counts:
+    """Writes pairs, dropped pairs and failures from the ledger, all three in the order of the input."""
+    counts = Counts()
+    edit_ratio = Band(*options.minimality) if options.minimality else EDIT_RATIO
+    length_ratio = Band(*options.length_ratio) if options.length_ratio else LENGTH_RATIO
+    with (
+        TableWriter(options.output_path, pair_schema(survey.extra)) as pairs,
+        TableWriter(options.beside(".dropped.parquet"), dropped_schema(survey.extra)) as dropped,
+        TableWriter(options.beside(".failures.parquet"), FAILURE_SCHEMA) as failures,
+    ):
+        for chunk in source.chunks(survey.extra):
+            questions = [
+                Question(row.content, row.repeat) if isinstance(row, InputRow) else None
+                for row in chunk.rows
+            ]
+            outcomes = [
+                row
+                if isinstance(row, UnusableRow)
+                else finish_now(attempt(method, row, asker, questions[index]))
+                for index, row in enumerate(chunk.rows)
+            ]
+            kept, left_out = _Part(chunk), _Part(chunk)
+            failures.write(
+                [
+                    _failure_row(row, outcome)
+                    for row, outcome in zip(chunk.rows, outcomes, strict=True)
+                    if not isinstance(outcome, Draft)
+                ]
+            )
+            drafts = [
+                (index, outcome) for index, outcome in enumerate(outcomes) if isinstance(outcome, Draft)
+            ]
+            measured = _measures([draft for _, draft in drafts])
+            for (index, draft), measures in zip(drafts, measured, strict=True):
+                row, question = chunk.rows[index], questions[index]
+                assert isinstance(row, InputRow)
+                assert question is not None
+                flags = check(
+                    draft.rejected,
+                    draft.chosen,
+                    as_text(row.messages),
+                    method.template,
+                    measures,
+                    edit_ratio,
+                    length_ratio,
+                )
+                if draft.comment_cut:
+                    flags.append("comment_cut")
+                if any(reply.prompt_cut for reply in draft.replies):
+                    flags.append("prompt_cut")
+                pair = _pair_row(row, draft, question, measures, flags, parties, options.method)
+                dropping = [flag for flag in flags if flag in options.drop]
+                if draft.unchanged:
+                    counts.unchanged += 1
+                    left_out.add(index, {**pair, "reason": "unchanged"})
+                elif dropping:
+                    counts.filtered += 1
+                    left_out.add(index, {**pair, "reason": ", ".join(dropping)})
+                else:
+                    counts.kept += 1
+                    kept.add(index, pair)
+                if not draft.unchanged:
+                    counts.flags.update(flags)
+            for outcome in outcomes:
+                if not isinstance(outcome, Draft):
+                    counts.failed += 1
+                    counts.failures[_kind(outcome)] += 1
+            counts.rows_in += len(chunk.rows)
+            pairs.write(kept.rows, kept.extra())
+            dropped.write(left_out.rows, left_out.extra())
+            progress.written(counts.rows_in)
+        for table in (pairs, dropped, failures):
+            table.finish()
+    counts.check()
+    return counts
+
+
+@dataclass(slots=True)
+class _Part:
+    """Some rows of a chunk with their other columns."""
+
+    chunk: Chunk
+    rows: list[dict[str, Any]] = field(default_factory=list)
+    places: list[int] = field(default_factory=list)
+
+    def add(self, place: int, row: dict[str, Any]) -> None:
+        self.places.append(place)
+        self.rows.append(row)
+
+    def extra(self) -> pa.StructArray | None:
+        return (
+            None if self.chunk.extra is None else self.chunk.extra.take(pa.array(self.places, pa.int64()))
+        )
+
+
+def _measures(drafts: list[Draft]) -> list[dict[str, Any]]:
+    table = pa.table(text.score([draft.rejected for draft in drafts], [draft.chosen for draft in drafts]))
+    rows: list[dict[str, Any]] = table.select(list(MEASURES)).to_pylist()
+    return rows
+
+
+def _pair_row(
+    row: InputRow,
+    draft: Draft,
+    question: Question,
+    measures: dict[str, Any],
+    flags: list[str],
+    parties: Parties,
+    method: str,
+) -> dict[str, Any]:
+    return {
+        "id": row.id,
+        "prompt": row.messages,
+        "chosen": [{"role": "assistant", "content": draft.chosen}],
+        "rejected": [{"role": "assistant", "content": draft.rejected}],
+        "rationale": draft.rationale,
+        "method": method.replace("-", "_"),
+        "template": parties.template.name,
+        "chosen_model": draft.chosen_model or parties.reviser.name,
+        "rejected_model": draft.rejected_model or parties.aligned,
+        **measures,
+        "flags": flags,
+        "usage": {
+            "calls": len(question.used),
+            "tokens_in": question.tokens_in,
+            "tokens_out": question.tokens_out,
+            "cost_usd": question.cost if question.tokens_in is not None else None,
+        },
+        "created_at": datetime.fromtimestamp(max(reply.at for reply in draft.replies), UTC),
+    }
+
+
+def _failure_row(row: InputRow | UnusableRow, outcome: object) -> dict[str, Any]:
+    if isinstance(row, UnusableRow):
+        return {
+            "row": row.number,
+            "id": row.id,
+            "prompt": row.prompt,
+            "stage": "input",
+            "kind": "input",
+            "message": row.message,
+            "tries": 0,
+        }
+    assert isinstance(outcome, Failed)
+    failure = outcome.failure
+    return {
+        "row": row.number,
+        "id": row.id,
+        "prompt": as_text(row.messages),
+        "stage": outcome.stage,
+        "kind": failure.kind,
+        "message": failure.message,
+        "status": failure.status,
+        "tries": failure.tries,
+        "raw": failure.raw,
+    }
+
+
+def _kind(outcome: UnusableRow | Failed) -> str:
+    return outcome.failure.kind if isinstance(outcome, Failed) else "input"

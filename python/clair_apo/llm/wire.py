@@ -1,0 +1,128 @@
+"""What a server's refusal means: which kind of failure it is, and whether another try can help."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from clair_apo.errors import StoppedEarly
+from clair_apo.llm.chat import CallFailed, error_text
+from clair_apo.llm.rates import retry_after
+
+CAPS = ("max_tokens", "max_completion_tokens")
+
+NO_QUOTA = "The account has no quota left. Add credit and run the same command again: it goes on from here."
+WRONG_KEY = (
+    "The key was not accepted. Keys come from OPENAI_API_KEY or the variable that --reviser-key-env or "
+    "--model-key-env names; set it and run the same command again."
+)
+
+_LENGTH_CODES = ("context_length_exceeded", "string_above_max_length")
+_LENGTH_WORDS = (
+    "maximum context length",
+    "context length",
+    "context_length",
+    "context window",
+    "too many tokens",
+    "prompt is too long",
+    "input is too long",
+    "longer than the maximum",
+)
+_NOT_TAKEN = ("unsupported", "not supported", "unrecognized", "unknown", "not permitted", "extra")
+_QUOTA_CODES = ("insufficient_quota", "billing_hard_limit_reached", "insufficient_balance")
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """An answer that is no reply. `after`: the seconds that the server asks to wait. `again`: whether
+    another try may help. `stop`: why no row could do better, where that is so. `words`: the server's."""
+
+    failure: CallFailed
+    after: float | None = None
+    again: bool = False
+    stop: str | None = None
+    words: str = ""
+    moved: bool = False  # to another path of the same server
+
+    @property
+    def rate_limited(self) -> bool:
+        return self.failure.kind == "rate_limited"
+
+    def stopped(self) -> StoppedEarly:
+        return StoppedEarly(f"{self.failure.message}\n{self.stop}")
+
+
+def refusal(where: str, status: int, headers: Mapping[str, str], raw: str) -> Refusal:
+    """Reads an answer whose status is not 200. `where` names the server for people."""
+    try:
+        body = json.loads(raw)
+    except (ValueError, RecursionError):
+        body = raw
+    words = error_text(body) if raw.strip() else "no further words"
+    message = f"{where} answered {status}: {words}"
+    code = _code(body)
+
+    def failed(kind: str, *, again: bool = False, stop: str | None = None) -> Refusal:
+        failure = CallFailed(kind, message, status=status, raw=raw)
+        return Refusal(failure, retry_after(headers) if again else None, again, stop, words)
+
+    if status in (429, 402, 403) and code in _QUOTA_CODES:
+        return failed("rate_limited", stop=NO_QUOTA)
+    if status == 401:
+        return failed("http_4xx", stop=WRONG_KEY)
+    # `x-should-retry` is what OpenAI's own clients obey before anything else.
+    told = headers.get("x-should-retry")
+    if status == 429:
+        return failed("rate_limited", again=told != "false")
+    if status >= 500:
+        return failed("http_5xx", again=told != "false")
+    if status in (408, 409):
+        return failed("timeout" if status == 408 else "http_4xx", again=told != "false")
+    if code in _LENGTH_CODES or (status in (400, 413, 422) and _speaks_of_length(words)):
+        return failed("context_length")
+    if code in ("content_filter", "content_policy_violation"):
+        return failed("content_filter")
+    return failed("http_4xx" if 400 <= status < 500 else "invalid_reply", again=told == "true")
+
+
+def other_cap(words: str, sent: Mapping[str, object]) -> tuple[str, str] | None:
+    """The names of the cap on output tokens that was sent and of the one to send instead, where a
+    server's complaint is about that; None otherwise."""
+    said = words.lower()
+    for name, other in (CAPS, CAPS[::-1]):
+        if name not in sent or other in sent or name not in said:
+            continue
+        if other in said or any(
+            word in said
+            for word in (
+                "unsupported",
+                "not supported",
+                "unrecognized",
+                "unknown",
+                "not permitted",
+                "extra",
+            )
+        ):
+            return name, other
+    return None
+
+
+def dislikes_stream_options(words: str) -> bool:
+    """Whether a complaint is about `stream_options`, which older servers do not know."""
+    return "stream_options" in words.lower() or "include_usage" in words.lower()
+
+
+def _code(body: object) -> str:
+    error = body.get("error", body) if isinstance(body, dict) else None
+    if not isinstance(error, dict):
+        return ""
+    named = [error.get(name) for name in ("code", "type")]
+    known = [name for name in named if isinstance(name, str) and name]
+    # Some send a number as the code and the word as the type, or the word as either.
+    return next((name for name in known if name in _QUOTA_CODES + _LENGTH_CODES), known[0] if known else "")
+
+
+def _speaks_of_length(words: str) -> bool:
+    words = words.lower()
+    return any(phrase in words for phrase in _LENGTH_WORDS)
