@@ -6,6 +6,7 @@ plan runs once to make the calls and again to write the tables.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -20,6 +21,8 @@ from clair_apo.llm.chat import CallFailed, Message, Reply
 
 MODEL, REVISER = "model", "reviser"
 SAMPLE, REVISE = "sample", "revise"
+# Characters beyond which a comparison takes so long that calls would wait for it.
+LONG_TEXTS = 40_000
 
 
 class Ask(Protocol):
@@ -115,7 +118,7 @@ class _Revising:
 
     async def nearer(self, first: Parsed, reply: Reply, minimality: Band) -> tuple[Parsed, Reply]:
         """The first revision, or a second one that lies nearer to the band."""
-        ratio = self._edit_ratio(first)
+        ratio = await self._edit_ratio(first)
         if ratio in minimality:
             return first, reply
         messages = self._template.ask_nearer(self._asked, reply.text, too_much=ratio > minimality.high)
@@ -124,7 +127,7 @@ class _Revising:
             second = self._read(second_reply)
         except (CallFailed, Unparsable):
             return first, reply  # the first one is still a revision
-        if minimality.distance(self._edit_ratio(second)) < minimality.distance(ratio):
+        if minimality.distance(await self._edit_ratio(second)) < minimality.distance(ratio):
             return second, second_reply
         return first, reply
 
@@ -141,5 +144,14 @@ class _Revising:
                 "refusal", f"the reviser refused: {error}", status=200, raw=reply.raw
             ) from None
 
-    def _edit_ratio(self, parsed: Parsed) -> float:
-        return float(text.levenshtein_ratio([self._answer], [parsed.revision])[0].as_py())
+    async def _edit_ratio(self, parsed: Parsed) -> float:
+        def measure() -> float:
+            return float(text.levenshtein_ratio([self._answer], [parsed.revision])[0].as_py())
+
+        if len(self._answer) + len(parsed.revision) < LONG_TEXTS:
+            return measure()
+        try:
+            asyncio.get_running_loop()
+        except RuntimeError:  # the tables are being written: nothing waits for this
+            return measure()
+        return await asyncio.to_thread(measure)

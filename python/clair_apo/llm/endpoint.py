@@ -44,6 +44,7 @@ TIMEOUT_RETRIES = 2
 # No answer is as long as this; a body that is would take many times its size to read.
 MAX_REPLY_BYTES = 32 << 20
 TOO_LONG = f"the reply is longer than {MAX_REPLY_BYTES >> 20} MiB"
+REQUEST_IDS = ("x-request-id", "request-id", "apim-request-id")
 REDIRECTS = (301, 302, 303, 307, 308)
 
 
@@ -266,7 +267,7 @@ class EndpointClient:
             await response.aclose()
         raw = self._secrets.blank(text)
         if status == 200:
-            return raw, headers.get("x-request-id")
+            return raw, next((headers[name] for name in REQUEST_IDS if name in headers), None)
         if status in REDIRECTS:
             target = urljoin(str(self._url), headers.get("location", ""))
             if status in (307, 308) and self._moved(target):

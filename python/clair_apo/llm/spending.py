@@ -60,6 +60,7 @@ class Spending:
     cap: float
     spent: float
     _reserved: float = field(init=False, default=0.0)
+    _in_flight: int = field(init=False, default=0)
     _seen: dict[str, _Seen] = field(init=False, default_factory=dict)
     _waiting: list[asyncio.Future[None]] = field(init=False, default_factory=list)
 
@@ -69,7 +70,7 @@ class Spending:
             need = self._need(role, price, ours, output_cap)
             if self.spent + self._reserved + need <= self.cap:
                 break
-            if self._reserved > 0:  # what is in flight may turn out cheaper
+            if self._in_flight:  # what is in flight may turn out cheaper
                 future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
                 self._waiting.append(future)
                 await future
@@ -78,11 +79,13 @@ class Spending:
                 break  # one call alone, to learn what they cost
             raise StoppedEarly(self._words(need, output_cap))
         self._reserved += need
+        self._in_flight += 1
         return Reserved(role, need, ours)
 
     def settle(self, reserved: Reserved, cost: float, tokens_in: int = 0, tokens_out: int = 0) -> None:
         """The call is over and has cost this much (0: it was not answered)."""
-        self._reserved = max(0.0, self._reserved - reserved.amount)
+        self._in_flight -= 1
+        self._reserved = self._reserved - reserved.amount if self._in_flight else 0.0
         self.spent += cost
         if tokens_in or tokens_out:
             seen = self._seen.setdefault(reserved.role, _Seen())
