@@ -148,8 +148,8 @@ def test_a_ledger_of_version_1_is_read(tmp_path: Path) -> None:
 
 VERSION_1 = """
 CREATE TABLE calls (id INTEGER PRIMARY KEY, key BLOB NOT NULL, repeat INTEGER NOT NULL,
-  live INTEGER NOT NULL, start INTEGER NOT NULL, stage TEXT NOT NULL, at REAL NOT NULL, seconds REAL, tries INTEGER NOT NULL,
-  kind TEXT, status INTEGER, message TEXT, raw TEXT);
+  live INTEGER NOT NULL, start INTEGER NOT NULL, stage TEXT NOT NULL, at REAL NOT NULL,
+  seconds REAL, tries INTEGER NOT NULL, kind TEXT, status INTEGER, message TEXT, raw TEXT);
 CREATE UNIQUE INDEX calls_live ON calls (key, repeat) WHERE live;
 CREATE TABLE facts (name TEXT PRIMARY KEY, value TEXT NOT NULL);
 CREATE TABLE totals (one INTEGER PRIMARY KEY CHECK (one = 1), calls INTEGER, retries INTEGER,

@@ -49,7 +49,7 @@ def simulate(
         step = now + 0.01 if limit.opening else flying[0][0]
         if flying[0][0] <= step:
             now, _, sent, size = heapq.heappop(flying)
-            limit.succeeded(sent, now, in_flight, -1.0 if busy else now - sent, size)
+            limit.succeeded(sent, now, in_flight, None if busy else now - sent, size)
             in_flight -= 1
             trace.done.append(now)
         else:

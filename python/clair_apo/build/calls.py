@@ -167,8 +167,8 @@ def _with_hint(error: Exception, under: _Under, source: Input) -> Exception:
     if not isinstance(error, StoppedEarly) or not done or source.sample is not None:
         return error
     return StoppedEarly(
-        f"{error}\nWhat was answered is kept. The first {done:,} rows are done: with --limit {done} the "
-        "same command writes their pairs now."
+        f"{error}\nWhat was answered is kept. From the start, {done:,} rows are done: with --limit {done} "
+        "the same command writes their pairs now."
     )
 
 

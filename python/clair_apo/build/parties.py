@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import resource
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,6 +27,8 @@ from clair_apo.llm.endpoint import (
 from clair_apo.llm.prices import Price, list_price, read_prices
 
 LOCAL = "local:"
+# What a run opens besides connections: the tables, the ledger, libraries.
+OTHER_FILES = 128
 EMBEDDED = "local:smollm2"
 # A small model asked for more than this rambles; its answers to the sample prompts need half of it.
 EMBEDDED_MAX_TOKENS = 320
@@ -188,10 +191,27 @@ def open_backends(parties: Parties, say: Say, on_retry: Callable[[str], None]) -
                 made[where] = LocalBackend(party.name.removeprefix(LOCAL), say)
         return made[where]
 
+    places = {party.endpoint for party in parties.roles.values() if party.endpoint}
+    _allow_connections(sum(place.concurrency for place in places))
     backends = {REVISER: backend(parties.reviser)}
     if parties.model:
         backends[MODEL] = backend(parties.model)
     return backends
+
+
+def _allow_connections(number: int) -> None:
+    """Lets this process open so many connections; many systems allow 256 or 1,024 files unless asked."""
+    needed = number + OTHER_FILES
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft == resource.RLIM_INFINITY or soft >= needed:
+        return
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (needed, hard))
+    except (ValueError, OSError):
+        raise UsageError(
+            f"--concurrency asks for {number:,} connections, and this system allows {hard:,} open files "
+            "(ulimit -n); choose a lower one, or raise that"
+        ) from None
 
 
 def _with(party: Party, params: dict[str, Any]) -> Party:

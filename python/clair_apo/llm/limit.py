@@ -27,6 +27,7 @@ FIXED_TOKENS = 16
 TOO_SLOW = 2.5
 CALM = 2.0
 SMOOTHING = 0.2
+FIRST_REPLIES = 16
 # A smaller limit may cost this share of the throughput; beyond it the latency was the price of work done.
 WORTH = 0.9
 
@@ -76,15 +77,15 @@ class Limit:
         self._set(max(float(min(floor, self.most)), base * factor), now)
         self._went_well = False
 
-    def succeeded(self, sent: float, now: float, in_flight: int, seconds: float, tokens: int) -> None:
-        """A reply of `tokens` output tokens after `seconds` net of the client's own delay.
-
-        A negative time says that the client was too busy to tell.
-        """
+    def succeeded(self, sent: float, now: float, in_flight: int, net: float | None, tokens: int) -> None:
+        """A reply of `tokens` output tokens, `net` seconds without the client's own delay (None: the client
+        was too busy to tell)."""
         self._went_well = True
         full = in_flight >= 0.8 * self.value
-        if seconds >= 0 and (sent >= self._changed or self.latency.fresh):
-            change = self.latency.add(sent - self._changed, seconds, tokens, in_flight)
+        if self.latency.fresh:
+            self.latency.first(now - sent, tokens)
+        elif net is not None and sent >= self._changed:
+            change = self.latency.add(sent - self._changed, net, tokens, in_flight)
             if change is not None:
                 self._knee = min(self.most, max(1.0, change))
                 self._set(self._knee, now)
@@ -124,17 +125,25 @@ class Latency:
 
     @property
     def fresh(self) -> bool:
-        """Whether nothing is known yet: the first calls tell what an idle server does."""
+        """Whether nothing is known yet."""
         return self._best is None
 
     def forget_trial(self) -> None:
         """Something else changed the limit meanwhile."""
         self._trial = None
 
+    def first(self, seconds: float, tokens: int) -> None:
+        """One of the first replies, which tell what an idle server does. A client that is busy with its
+        start makes them look slower than they are, which is on the safe side."""
+        self._samples.append(seconds / (tokens + FIXED_TOKENS))
+        if len(self._samples) == FIRST_REPLIES:
+            self._best = sorted(self._samples)[FIRST_REPLIES // 5]
+            self.restart()
+
     def add(self, since_change: float, seconds: float, tokens: int, in_flight: int) -> float | None:
         """A reply to a call that was sent `since_change` seconds after the limit changed last. Returns
         the new limit where it should change."""
-        if self._skipping and self._best is not None and since_change < seconds:
+        if self._skipping and since_change < seconds:
             return None  # it may have waited behind calls of the old limit
         self._skipping = False
         self._samples.append(seconds / (tokens + FIXED_TOKENS))
@@ -156,10 +165,7 @@ class Latency:
                 self._best = max(self._best or 0.0, latency / CALM)
                 self.calm = True
                 return limit
-        if self._best is None:
-            self._best = low
-            self.restart()  # these came while the calls in flight still rose
-            return None
+        assert self._best is not None
         self._best -= SMOOTHING * max(0.0, self._best - low)  # chance makes single windows look good
         self.calm = slow <= CALM * self._best
         if slow <= TOO_SLOW * self._best or calls <= 1:

@@ -109,7 +109,7 @@ class Pacer:
         out = tokens_out if tokens_out is not None else chars // 4
         seconds = now - turn.sent
         lag = LAG_TURNS * self._lag.recent()
-        net = seconds - lag if lag < LAG_SHARE * seconds else -1.0
+        net = seconds - lag if lag < LAG_SHARE * seconds else None
         self._pauses = 0
         self._outcomes.append(None)
         if not self._stormy():
