@@ -19,6 +19,7 @@ def said(message: str, code: object = None, kind: str | None = None) -> str:
     [
         (429, said("slow down"), {}, "rate_limited", True),
         (429, said("slow down"), {"x-should-retry": "false"}, "rate_limited", False),
+        (429, said("Request too large for gpt-4o on tokens per min (TPM)"), {}, "context_length", False),
         (500, "<html>oops</html>", {}, "http_5xx", True),
         (503, "", {}, "http_5xx", True),
         (529, said("overloaded"), {}, "http_5xx", True),

@@ -19,8 +19,11 @@ from clair_apo.llm.rates import Rate, ServerBudget, told_by
 
 FIRST_WAIT = 0.5
 LONGEST_WAIT = 30.0
-# A storm that lasts longer than the waits of a call's own tries, times this, is no storm but the weather.
-PATIENCE = 10.0
+# A storm in which nothing goes well for longer than a call's own tries would wait, times this, is no storm
+# but the weather. A call that it has hit this many times as often as it has tries is hit for its own sake.
+PATIENCE = 3.0
+STORM_TRIES = 5
+LONGEST_PROBE_WAIT = 2.0
 # A share of refusals among the last outcomes that makes a storm, if several calls were refused.
 RECENT = 50
 STORM_SHARE = 0.2
@@ -76,7 +79,7 @@ class Pacer:
         self._pause_until = 0.0
         self._pauses = 0  # since a call went well
         self._outcomes: deque[Patience | None] = deque(maxlen=RECENT)
-        self._storm_since: float | None = None
+        self._nothing_since: float | None = None  # the first refusal since a call went well
         self._halted = asyncio.Event()
         self._lag = _Lag()
 
@@ -112,8 +115,7 @@ class Pacer:
         net = seconds - lag if lag < LAG_SHARE * seconds else None
         self._pauses = 0
         self._outcomes.append(None)
-        if not self._stormy():
-            self._storm_since = None
+        self._nothing_since = None
         self.limit.succeeded(turn.sent, now, self.in_flight, net, out)
         if self._tokens is not None and tokens_in is not None:
             self._tokens.correct(tokens_in + out - turn.tokens)
@@ -123,18 +125,22 @@ class Pacer:
         """The server wants fewer calls (429). All of them wait, `after` seconds where it says so.
 
         Returns whether the call should give up. A refusal among calls that go well spends one of its
-        tries; in a storm, which hits whoever comes, tries are spent only once it lasts too long.
+        tries. In a storm, which hits whoever comes, none is spent, until nothing has gone well for long.
         """
         now = self._clock()
         patience.tries += 1
         self._outcomes.append(patience)
         stormy = self._stormy()
-        if stormy and self._storm_since is None:
-            self._storm_since = now
+        if self._nothing_since is None:
+            self._nothing_since = now
         self.limit.shrink(turn.sent, now, self.in_flight)
         if turn.sent >= self._pause_until:
             self._pauses += 1
         own = min(LONGEST_WAIT, FIRST_WAIT * 2.0 ** min(self._pauses - 1, 10))
+        waits = _own_waits(patience.retries)
+        lasting = stormy and now - self._nothing_since > PATIENCE * waits
+        if lasting:  # it is past waiting for; those who come now only see whether it is over
+            own = min(own, LONGEST_PROBE_WAIT, max(FIRST_WAIT, waits / 4))
         if after is None:
             after = own * random.uniform(0.75, 1.0)
         elif patience.tries > patience.retries:
@@ -144,9 +150,7 @@ class Pacer:
         if not stormy or patience.retries == 0:
             patience.spent += 1
             return patience.spent > patience.retries
-        assert self._storm_since is not None
-        lasting = now - self._storm_since > PATIENCE * _own_waits(patience.retries)
-        return lasting and patience.tries > patience.retries
+        return lasting or patience.tries > STORM_TRIES * (patience.retries + 1)
 
     def failed(self, turn: Turn, after: float | None = None) -> None:
         """The server failed, or answered too late: it may be doing too much. `after`: what it asks to

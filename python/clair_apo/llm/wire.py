@@ -73,6 +73,8 @@ def refusal(where: str, status: int, headers: Mapping[str, str], raw: str) -> Re
         return failed("http_4xx", stop=WRONG_KEY)
     # `x-should-retry` is what OpenAI's own clients obey before anything else.
     told = headers.get("x-should-retry")
+    if status == 429 and "request too large" in words.lower():
+        return failed("context_length")  # for the limit of a minute: no later minute has room for it
     if status == 429:
         return failed("rate_limited", again=told != "false")
     if status >= 500:
