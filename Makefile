@@ -9,7 +9,7 @@ SOURCES := Cargo.toml Cargo.lock pyproject.toml $(shell find rust -name '*.rs' -
 # One profile for the wheel, the Rust tests and clippy: arrow is then compiled once.
 CARGO := cargo --locked
 
-.PHONY: demo test lint rust-test python-test check-ground clean
+.PHONY: demo test lint rust-test python-test soak check-ground clean
 
 demo: $(VENV)/.local
 	@sh tools/demo.sh $(BIN)
@@ -28,6 +28,10 @@ rust-test: $(VENV)/.dev
 
 python-test: $(VENV)/.dev
 	$(BIN)/python -m pytest
+
+# A run that is killed a thousand times: by hand, it takes about an hour.
+soak: $(VENV)/.dev
+	$(BIN)/python benchmarks/soak.py --kills 1000
 
 check-ground:
 	@PYTHON=$(PYTHON) sh tools/check-ground.sh

@@ -170,7 +170,7 @@ class Sent:
         self.usage = usage_of(self.body)
 
 
-_NOT_JSON = object()
+NOT_JSON = object()
 
 
 def read(raw: str) -> object:
@@ -182,7 +182,7 @@ def read(raw: str) -> object:
     try:
         return json.loads(raw)  # takes more: lone surrogates, NaN
     except (ValueError, RecursionError):
-        return _NOT_JSON
+        return NOT_JSON
 
 
 def interpret(raw: str, at: float = 0.0, body: object = None) -> Reply:
@@ -197,7 +197,7 @@ def interpret(raw: str, at: float = 0.0, body: object = None) -> Reply:
     def failed(kind: str, message: str) -> CallFailed:
         return CallFailed(kind, message, status=200, raw=raw)
 
-    if body is _NOT_JSON:
+    if body is NOT_JSON:
         raise failed("invalid_reply", f"the reply is not JSON: {_start(raw)}")
     if not isinstance(body, dict):
         raise failed("invalid_reply", f"the reply is no JSON object: {_start(raw)}")

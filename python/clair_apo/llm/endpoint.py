@@ -28,7 +28,13 @@ from clair_apo.llm.chat import CallFailed, Request, Sent, State
 from clair_apo.llm.pacing import Pacer, Patience, Turn, own_wait
 from clair_apo.llm.secrets import Secrets, basic_auth, shown_url
 from clair_apo.llm.stream import BrokenStream, StreamAssembler, StreamError, TooLong
-from clair_apo.llm.wire import Refusal, dislikes_stream_options, other_cap, refusal
+from clair_apo.llm.wire import (
+    Refusal,
+    dislikes_stream_options,
+    other_cap,
+    refusal,
+    status_inside,
+)
 
 DEFAULT_URL = "https://api.openai.com/v1"
 CONNECT_SECONDS = 15.0
@@ -106,13 +112,15 @@ class EndpointClient:
         headers = {
             "Content-Type": "application/json",
             "Accept": "text/event-stream" if endpoint.stream else "application/json",
+            "Accept-Encoding": "gzip, deflate",  # what httpx unpacks wherever it is installed
             "User-Agent": "clair-apo",
         }
         if endpoint.key:
             headers["Authorization"] = f"Bearer {endpoint.key}"
         elif (basic := basic_auth(endpoint.url)) is not None:
             headers["Authorization"] = f"Basic {basic}"
-        self._headers = httpx.Headers({**headers, **dict(endpoint.headers)})
+        self._headers = httpx.Headers(headers)
+        self._headers.update(dict(endpoint.headers))
         # The whole call has one deadline of its own; reading may be silent for all of it.
         timeout = httpx.Timeout(endpoint.timeout, connect=min(CONNECT_SECONDS, endpoint.timeout), pool=None)
         self._extensions = {"timeout": timeout.as_dict()}
@@ -261,8 +269,13 @@ class EndpointClient:
                 text = await _read_stream(response)
             else:
                 text = await _read(response)
-        except (BrokenStream, StreamError, TooLong) as error:
-            raise self._stream_failure(error) from error
+        except StreamError as error:
+            raw = self._secrets.blank(error.raw)
+            return refusal(self.endpoint.shown, status_inside(raw), headers, raw)
+        except TooLong as error:
+            raise CallFailed("invalid_reply", TOO_LONG, status=200) from error
+        except BrokenStream as error:
+            raise CallFailed("connection", f"connection to {self.endpoint.shown}: {error}") from error
         finally:
             await response.aclose()
         raw = self._secrets.blank(text)
@@ -270,16 +283,17 @@ class EndpointClient:
             return raw, next((headers[name] for name in REQUEST_IDS if name in headers), None)
         if status in REDIRECTS:
             target = urljoin(str(self._url), headers.get("location", ""))
-            if status in (307, 308) and self._moved(target):
+            if status in (307, 308) and self._moved(str(response.request.url), target):
                 return Refusal(CallFailed("http_4xx", "moved", status=status), moved=True)
             raw = f"the server sends elsewhere: {shown_url(target)}"
         return refusal(self.endpoint.shown, status, headers, raw)
 
-    def _moved(self, target: str) -> bool:
+    def _moved(self, asked: str, target: str) -> bool:
         """Goes along with a server that names another path, or https, of its own host; once."""
-        now, then = urlsplit(str(self._url)), urlsplit(target)
-        secure = then.scheme == now.scheme or (now.scheme, then.scheme) == ("http", "https")
-        if not secure or then.hostname != now.hostname or self._has_moved not in (None, target):
+        here, there = urlsplit(asked), urlsplit(target)
+        secure = there.scheme == here.scheme or (here.scheme, there.scheme) == ("http", "https")
+        again = asked == target or self._has_moved not in (None, target)
+        if not secure or there.hostname != here.hostname or again:
             return False
         self._has_moved, self._url = target, httpx.URL(target)
         return True
@@ -298,15 +312,6 @@ class EndpointClient:
             )
         words = self._secrets.blank(str(cause)) or type(cause).__name__
         return CallFailed("connection", f"connection to {where}: {words}")
-
-    def _stream_failure(self, error: Exception) -> CallFailed:
-        if isinstance(error, StreamError):
-            raw = self._secrets.blank(error.raw)
-            words = refusal(self.endpoint.shown, 500, {}, raw).words
-            return CallFailed("invalid_reply", f"the server reports: {words}", status=200, raw=raw)
-        if isinstance(error, TooLong):
-            return CallFailed("invalid_reply", TOO_LONG, status=200)
-        return CallFailed("connection", f"connection to {self.endpoint.shown}: {error}")
 
 
 def _length(request: Request) -> int:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 from clair_apo.errors import StoppedEarly
-from clair_apo.llm.chat import CallFailed, error_text
+from clair_apo.llm.chat import NOT_JSON, CallFailed, error_text, read
 from clair_apo.llm.rates import retry_after
 
 CAPS = ("max_tokens", "max_completion_tokens")
@@ -55,9 +54,8 @@ class Refusal:
 
 def refusal(where: str, status: int, headers: Mapping[str, str], raw: str) -> Refusal:
     """Reads an answer whose status is not 200. `where` names the server for people."""
-    try:
-        body = json.loads(raw)
-    except (ValueError, RecursionError):
+    body = read(raw)
+    if body is NOT_JSON:
         body = raw
     words = error_text(body) if raw.strip() else "no further words"
     message = f"{where} answered {status}: {words}"
@@ -86,6 +84,17 @@ def refusal(where: str, status: int, headers: Mapping[str, str], raw: str) -> Re
     if code in ("content_filter", "content_policy_violation"):
         return failed("content_filter")
     return failed("http_4xx" if 400 <= status < 500 else "invalid_reply", again=told == "true")
+
+
+def status_inside(raw: str) -> int:
+    """The status that an error inside a stream stands for, which began with 200: its own code where that is
+    one, as gateways send them."""
+    body = read(raw)
+    error = body.get("error", body) if isinstance(body, dict) else None
+    code = error.get("code") if isinstance(error, dict) else None
+    if isinstance(code, int) and 400 <= code < 600:
+        return code
+    return 400 if _code(body) in _LENGTH_CODES or _speaks_of_length(error_text(body)) else 500
 
 
 def other_cap(words: str, sent: Mapping[str, object]) -> tuple[str, str] | None:

@@ -7,7 +7,7 @@ import json
 import pytest
 
 from clair_apo.llm.secrets import Secrets
-from clair_apo.llm.wire import dislikes_stream_options, other_cap, refusal
+from clair_apo.llm.wire import dislikes_stream_options, other_cap, refusal, status_inside
 
 
 def said(message: str, code: object = None, kind: str | None = None) -> str:
@@ -64,6 +64,21 @@ def test_a_wait_is_read_only_where_there_is_another_try() -> None:
     assert refusal("http://x", 429, {"retry-after": "2"}, "").after == 2.0
     assert refusal("http://x", 503, {"retry-after-ms": "1500"}, "").after == 1.5
     assert refusal("http://x", 404, {"retry-after": "2"}, "").after is None
+
+
+@pytest.mark.parametrize(
+    ("raw", "status"),
+    [
+        ('{"error": {"code": 429, "message": "upstream"}}', 429),
+        ('{"error": {"code": "server_error", "message": "it broke"}}', 500),
+        ('{"error": {"code": "context_length_exceeded", "message": "x"}}', 400),
+        ('{"error": "This model\'s maximum context length is 8192 tokens"}', 400),
+        ('{"error": {"code": 7}}', 500),
+        ("[]", 500),
+    ],
+)
+def test_errors_inside_a_stream(raw: str, status: int) -> None:
+    assert status_inside(raw) == status
 
 
 @pytest.mark.parametrize(
