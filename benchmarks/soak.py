@@ -48,7 +48,7 @@ CONCURRENCY = 4
 KILL_AFTER = 0.6  # seconds behind the first new request, at most
 BLIND_SHARE = 0.15  # of kills: at any moment since the start, with or without a request
 BLIND_SECONDS = 1.2  # until a start came to its end: then as long as that took
-START_SECONDS = 120.0  # no start takes as long to send a request or to end
+STILL_SECONDS = 120.0  # no start is silent for so long
 FLAGS = ["--timeout", 2, "--max-tokens", MAX_TOKENS, "--max-consecutive-failures", 0, "--quiet", "--json"]
 
 
@@ -79,10 +79,9 @@ class Soak:
         if self.finished or self.dice.random() < BLIND_SHARE:
             _sleep(self.dice.uniform(0, self.blind), process)
         else:
-            deadline = time.monotonic() + START_SECONDS
             while len(self.server.asked) == asked and process.poll() is None:
-                if time.monotonic() > deadline:
-                    self.trouble.append(f"start {len(self.starts)} did nothing for {START_SECONDS:g} s")
+                if self._stands_still():
+                    self.trouble.append(f"start {len(self.starts)} did nothing for {STILL_SECONDS:g} s")
                     break
                 time.sleep(0.002)
             _sleep(self.dice.uniform(0, KILL_AFTER), process)
@@ -103,12 +102,26 @@ class Soak:
         """Lets the command come to its end. Returns its summary."""
         self.starts.append(time.monotonic())
         process = start(*self.flags(concurrency))
-        told, said = process.communicate()
+        while True:
+            try:
+                told, said = process.communicate(timeout=5)
+                break
+            except subprocess.TimeoutExpired:
+                if self._stands_still():
+                    process.kill()
         self.ends.append(time.monotonic())
         if process.returncode != 0:
-            raise SystemExit(f"the last start ended with {process.returncode}: {said}")
+            raise SystemExit(
+                f"VIOLATED: start {len(self.starts)} ended with {process.returncode} after "
+                f"{len(self.server.asked):,} requests: {said[-500:]}"
+            )
         summary: dict[str, Any] = json.loads(told)
         return summary
+
+    def _stands_still(self) -> bool:
+        """Whether nothing has come from the start under way for long."""
+        last = self.server.asked[-1].at if self.server.asked else 0.0
+        return time.monotonic() - max(last, self.starts[-1]) > STILL_SECONDS
 
     def paid_again(self) -> list[str]:
         """Requests that were made again although their reply must have been on disk."""

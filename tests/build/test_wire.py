@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import random
 import time
@@ -12,6 +13,8 @@ from typing import Any
 import pytest
 
 from clair_apo.llm import tokens
+from clair_apo.llm.chat import Request, Sent
+from clair_apo.llm.endpoint import Endpoint, EndpointClient
 from cli import asks, build, clair, dropped, failures, rows, write_prompts
 from faults import asked_about, reply
 from loopback import Answer, Asked, Loopback, error, marked, upper
@@ -124,7 +127,8 @@ def test_too_many_failures_in_a_row_stop_the_run(tmp_path: Path) -> None:
         stopped = build(source, out, *asks(server, *flags), status=3)
         assert "7 rows in a row have failed" in stopped["stderr"]
         assert "it broke" in stopped["stderr"]
-        assert 10 + 7 <= len(server.asked) <= 10 + 7 + 3
+        # A row ends once its failure is on disk; each of those under way may have failed by then.
+        assert 10 + 7 <= len(server.asked) <= 10 + 7 + (3 * 5 // 4 + 16)
         begun = len(server.asked)
         server.behave = upper
         assert build(source, out, *asks(server, *flags))["kept"] == 60
@@ -234,6 +238,28 @@ def test_the_cost_cap_is_kept_and_a_higher_one_goes_on(tmp_path: Path, capped: b
         summary = build(source, out, *asks(server, *flags, "--max-cost", 100))
         assert summary["kept"] == len(server.asked) == len(set(paid(server.asked))) == 80
         assert summary["cost_usd"] == pytest.approx(_cost(server.asked))
+
+
+@pytest.mark.xfail(strict=True, reason="ServerBudget.wait takes off what was sent, but refills only once")
+def test_a_budget_that_a_server_told_once_holds_no_run_for_ever() -> None:
+    """One refusal says how much a second allows; no later reply says anything of it."""
+
+    def behave(body: dict[str, Any], n: int) -> Answer:
+        told = ("limit", "20"), ("remaining", "0"), ("reset", "100ms")
+        headers = {f"x_ratelimit_{name}_requests": value for name, value in told}
+        return Answer() if len(server.asked) else error(429, "slow down", **headers)
+
+    async def ask() -> list[Sent]:
+        client = EndpointClient(Endpoint(server.url, concurrency=8))
+        request = Request("m", [{"role": "user", "content": "hi"}])
+        try:
+            async with asyncio.timeout(4):
+                return await asyncio.gather(*(client.send(request) for _ in range(60)))
+        finally:
+            await client.close()
+
+    with Loopback(behave) as server:
+        assert len(asyncio.run(ask())) == 60
 
 
 def test_a_dry_run_sends_nothing_and_foretells_real_calls(shared_data: Path, tmp_path: Path) -> None:
