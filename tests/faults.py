@@ -45,13 +45,8 @@ def _always(answer: Answer) -> Callable[[str], Answer]:
     return lambda _: answer
 
 
-def _cut(share: float, how: str) -> Callable[[str], Answer]:
-    def answer(text: str) -> Answer:
-        whole = reply(text)
-        size = len(whole.text({"model": "m"}))
-        return replace(whole, **{how: int(share * size)})
-
-    return answer
+def _part(text: str, share: float) -> int:
+    return int(share * len(reply(text).text({"model": "m"})))
 
 
 # What another try gets past: the kind that a row fails with where it stays, and the answer about a text.
@@ -75,9 +70,9 @@ WAY: dict[str, tuple[str, Callable[[str], Answer]]] = {
     "503 retry-after": ("http_5xx", _always(error(503, "busy", retry_after="0.1"))),
     "hang": ("timeout", _always(Answer(delay=HANG_SECONDS))),
     "reset at once": ("connection", _always(Answer(reset=0))),
-    "reset in the body": ("connection", _cut(0.5, "reset")),
-    "half a body": ("connection", _cut(0.5, "cut")),
-    "a body but its end": ("connection", _cut(0.99, "cut")),
+    "reset in the body": ("connection", lambda text: replace(reply(text), reset=_part(text, 0.5))),
+    "half a body": ("connection", lambda text: replace(reply(text), cut=_part(text, 0.5))),
+    "a body but its end": ("connection", lambda text: replace(reply(text), cut=_part(text, 0.99))),
 }
 
 # What stays as it is: the kind, and the answer.

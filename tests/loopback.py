@@ -63,6 +63,7 @@ class Answer:
         pieces = re.findall(r"(?s).{1,20}", self.content or "")
         deltas: list[dict[str, Any]] = [{"role": "assistant", **self.message}]
         deltas += [{"content": piece} for piece in pieces]
+        chunks: list[dict[str, Any]]
         chunks = [{"choices": [{"index": 0, "delta": delta, "finish_reason": None}]} for delta in deltas]
         chunks.append({"choices": [{"index": 0, "delta": {}, "finish_reason": self.finish_reason}]})
         if self.usage is not None and (asked.get("stream_options") or {}).get("include_usage"):
@@ -74,7 +75,7 @@ class Answer:
         if self.body is not None:
             return self.body
         message = {"role": "assistant", "content": self.content, **self.message}
-        body = {
+        body: dict[str, Any] = {
             "id": "chatcmpl-1",
             "object": "chat.completion",
             "model": self.model or asked["model"],

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Iterable
 from pathlib import Path
@@ -168,4 +167,4 @@ def _only(tables: dict[str, list[dict[str, Any]]], of: Iterable[dict[str, Any]])
 
 def _counts(summary: dict[str, Any]) -> dict[str, Any]:
     own = ("seconds", "settings", "calls_from_ledger")
-    return json.loads(json.dumps({k: v for k, v in summary.items() if k not in own}))
+    return {name: value for name, value in summary.items() if name not in own}

@@ -8,6 +8,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any, Protocol
 
 from clair_apo.llm import tokens
@@ -197,22 +198,8 @@ class Asker:
         outcome: Sent | CallFailed,
         seconds: float,
     ) -> Record:
-        if isinstance(outcome, CallFailed):
-            return Record(
-                role,
-                model,
-                stage,
-                self.ledger.start,
-                time.time(),
-                seconds,
-                outcome.tries,
-                outcome.kind,
-                outcome.status,
-                outcome.message,
-                outcome.raw,
-            )
-        usage, counted = _counted(request, outcome)
-        return Record(
+        whole = partial(
+            Record,
             role,
             model,
             stage,
@@ -220,15 +207,20 @@ class Asker:
             time.time(),
             seconds,
             outcome.tries,
-            None,
-            200,
-            None,
-            outcome.raw,
-            outcome.request_id,
-            usage.tokens_in,
-            usage.cached,
-            usage.tokens_out,
-            counted,
+            raw=outcome.raw,
+        )
+        if isinstance(outcome, CallFailed):
+            return whole(kind=outcome.kind, status=outcome.status, message=outcome.message)
+        usage, counted = _counted(request, outcome)
+        return whole(
+            kind=None,
+            status=200,
+            message=None,
+            request_id=outcome.request_id,
+            tokens_in=usage.tokens_in,
+            tokens_cached=usage.cached,
+            tokens_out=usage.tokens_out,
+            counted=counted,
         )
 
     def _look_at(self, role: str, request: Request, record: Record) -> None:
