@@ -126,6 +126,36 @@ def test_ctrl_c_ends_tidily_and_the_next_run_goes_on(tmp_path: Path) -> None:
     assert [row["chosen"][0]["content"] for row in rows(out)] == [f"ANSWER {i}." for i in range(40)]
 
 
+def test_ctrl_c_in_a_notebook_ends_the_run(tmp_path: Path) -> None:
+    """Where a loop runs already, the calls are made in a thread: it must hear of the signal."""
+    source = write_prompts(
+        tmp_path / "in.parquet", prompt=[f"{i}?" for i in range(60)], response=["a."] * 60
+    )
+    code = (
+        "import asyncio, sys, clair_apo\n"
+        "async def cell():\n"
+        "    clair_apo.build_pairs(input=sys.argv[1], output=sys.argv[2], reviser='m',\n"
+        "                          reviser_url=sys.argv[3], concurrency=2)\n"
+        "loop = asyncio.new_event_loop()\n"
+        "try:\n"
+        "    loop.run_until_complete(cell())\n"
+        "except KeyboardInterrupt:\n"
+        "    sys.exit(130)\n"
+    )
+    with Loopback(lambda body, n: Answer(marked("Better."), delay=0.4)) as server:
+        process = subprocess.Popen(
+            [sys.executable, "-c", code, str(source), str(tmp_path / "p.parquet"), server.url],
+            env=environment(),
+        )
+        wait_for(lambda: len(server.asked) >= 4)
+        process.send_signal(signal.SIGINT)
+        assert process.wait(15) == 130
+        stopped = len(server.asked)
+        assert stopped < 20
+        build(source, tmp_path / "p.parquet", *asks(server, "--concurrency", 20))
+        assert len(server.asked) == 60, "calls in flight came home and were not used"
+
+
 def test_a_second_run_on_the_same_folder_is_refused(three: Path, tmp_path: Path) -> None:
     out = tmp_path / "p.parquet"
     with Loopback(lambda body, n: Answer(marked("Better."), delay=2)) as server:

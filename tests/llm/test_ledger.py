@@ -118,6 +118,36 @@ def test_what_can_be_read_of_a_damaged_ledger_is_used(tmp_path: Path) -> None:
         assert ledger.mended is None
 
 
+def test_a_ledger_whose_end_is_missing_is_read_as_far_as_it_goes(tmp_path: Path) -> None:
+    with Ledger(tmp_path / "run") as ledger:
+        put(ledger, *((bytes([n]), 0, reply(f"{n} " + "x" * 3000)) for n in range(100)))
+    path = tmp_path / "run" / "ledger.sqlite"
+    data = path.read_bytes()
+    path.write_bytes(data[: len(data) // 2 + 100])
+    with Ledger(tmp_path / "run") as ledger:
+        found = [n for n in range(100) if ledger.get(bytes([n]), 0) is not None]
+        assert 30 <= len(found) < 60
+        assert ledger.mended is not None
+    assert sorted(p.name for p in (tmp_path / "run").iterdir() if "copy" in p.name) == []
+
+
+def test_looking_into_a_ledger_leaves_nothing_behind(tmp_path: Path) -> None:
+    with Ledger(tmp_path / "run") as ledger:
+        put(ledger, (b"a", 0, reply(BODY)))
+    before = sorted(path.name for path in (tmp_path / "run").iterdir())
+    with Reader(tmp_path / "run") as reader:
+        assert reader.get(b"a", 0) is not None
+    assert sorted(path.name for path in (tmp_path / "run").iterdir()) == before
+
+
+def test_a_database_of_somebody_else_is_refused_in_words(tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    with sqlite3.connect(tmp_path / "run" / "ledger.sqlite") as db:
+        db.execute("CREATE TABLE facts (a, b)")
+    with pytest.raises(ClairError, match="is no ledger of clair-apo"):
+        Ledger(tmp_path / "run")
+
+
 def test_a_newer_version_is_refused_in_words(tmp_path: Path) -> None:
     with Ledger(tmp_path / "run") as ledger:
         ledger.set_fact("schema", 99)

@@ -154,6 +154,35 @@ def test_trouble_shrinks_it_once_a_wave_and_success_brings_it_back() -> None:
     assert rounds > 5, "back in the server's face at once"
 
 
+@pytest.mark.parametrize("most", range(2, 70))
+def test_it_recovers_from_any_value(most: int) -> None:
+    for shrinks in range(1, 10):
+        limit = Limit(most)
+        limit.at(0.0)
+        now = 1.0
+        for _ in range(shrinks):
+            limit.shrink(now, now + 0.5, limit.at(now))
+            now += 1
+        for _ in range(60):
+            for _ in range(limit.at(now)):
+                limit.succeeded(now, now + 0.1, limit.at(now), 0.1, 200)
+            now += 1
+        assert limit.at(now) == most, f"{most} after {shrinks} shrinks"
+
+
+def test_a_sudden_slowdown_is_a_queue_too() -> None:
+    """From one moment to the next only 4 workers of 64 are left."""
+    slow = Fifo(4)
+
+    def server(now: float, calls: int, size: int, dice: random.Random) -> float:
+        return 0.1 * noise(dice) if now < 10 else slow(now, calls, size, dice)
+
+    trace = simulate(server, 90, most=64)
+    assert trace.limit(5, 10) == 64
+    assert trace.limit(40, 90) < 24
+    assert trace.rate(40, 90) > 0.95 * 4 / 0.2
+
+
 def test_it_is_never_below_one_nor_below_a_floor() -> None:
     limit = Limit(64)
     limit.at(0.0)

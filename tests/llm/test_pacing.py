@@ -67,7 +67,7 @@ def test_a_storm_spends_no_tries_and_a_single_refusal_does() -> None:
         for _ in range(6):  # all of them, six times over
             for call in calls:
                 clock[0] += pacer.paused_for
-                assert not pacer.refused(await pacer.turn(), call, 1.0)
+                assert pacer.refused(await pacer.turn(), call, 1.0) is not None
         assert pacer.allowed == 1
         assert max(call.spent for call in calls) <= 1
 
@@ -78,8 +78,8 @@ def test_a_storm_spends_no_tries_and_a_single_refusal_does() -> None:
             for _ in range(5):
                 calm.succeeded(await calm.turn(), 1, 1, 10)
             gave_up.append(calm.refused(await calm.turn(), one, 0.001))
-        assert gave_up == [False, False, True]
-        assert calm.refused(await calm.turn(), Patience(0), 0.0), "no retries means none"
+        assert gave_up == [0.0, 0.001, None], "all wait once; then the others go well, and it waits alone"
+        assert calm.refused(await calm.turn(), Patience(0), 0.0) is None, "no retries means none"
         pacer.close()
         calm.close()
 
@@ -95,7 +95,7 @@ def test_a_storm_that_does_not_end_ends_the_calls() -> None:
         while len(given_up) < 3:
             for call in calls:
                 clock[0] += pacer.paused_for
-                if pacer.refused(await pacer.turn(), call, None):
+                if pacer.refused(await pacer.turn(), call, None) is None:
                     given_up.append(clock[0] - 1000.0)
             assert clock[0] < 1100
         assert given_up[0] > 1.5  # three times the half second that one retry waits on its own
@@ -156,6 +156,28 @@ def test_a_server_that_says_it_is_nearly_empty_is_not_pushed() -> None:
         begun = time.monotonic()
         await asyncio.gather(*(pacer.turn() for _ in range(4)))
         assert 0.55 <= time.monotonic() - begun < 0.9  # one at once, three more at five a second
+        pacer.close()
+
+    run(scene())
+
+
+def test_a_header_holds_nobody_for_more_than_a_minute() -> None:
+    """A budget of a day that is used up, by a server that answers all the same."""
+
+    async def scene() -> None:
+        clock = [1000.0]
+        pacer = Pacer(8, clock=lambda: clock[0])
+        headers = {
+            "x-ratelimit-limit-requests": "200",
+            "x-ratelimit-remaining-requests": "0",
+            "x-ratelimit-reset-requests": "23h12m0s",
+        }
+        for _ in range(3):
+            turn = await pacer.turn()
+            pacer.read(turn, headers)
+            pacer.succeeded(turn, 1, 1, 1)
+            assert pacer._wait(Turn(1), clock[0]) == pytest.approx(60.0)
+            clock[0] += 61
         pacer.close()
 
     run(scene())

@@ -35,26 +35,39 @@ def test_time_that_passed_unused_is_no_credit() -> None:
 
 def test_a_servers_budget_refills_evenly_between_its_words() -> None:
     budget = ServerBudget()
-    assert budget.wait(1, 0, 0.0) == 0.0
+    assert budget.wait(1, 0.0) == 0.0
     # 60 of 60 used, full again in a minute: the next one is there in a second, not in sixty.
-    budget.told(Told(60, 0, 60.0), 60, 0.0)
-    assert budget.wait(1, 60, 0.0) == pytest.approx(1.0)
-    assert budget.wait(1, 60, 1.0) == 0.0
-    assert budget.wait(1, 61, 1.0) == pytest.approx(1.0)  # one was sent since
-    budget.told(Told(60, 50, 10.0), 70, 5.0)
-    assert budget.wait(1, 110, 5.0) == 0.0
-    assert budget.wait(1, 120, 5.0) == pytest.approx(1.0)
-    budget.told(Told(60, 0, 60.0), 65, 6.0)  # an older call that comes back late says nothing
-    assert budget.wait(1, 70, 6.0) == 0.0
-    budget.told(Told(60, 60, 0.0), 130, 7.0)
-    assert budget.wait(1, 999, 7.0) == 0.0
+    budget.told(Told(60, 0, 60.0), 60, 60, 0.0)
+    assert budget.wait(1, 0.0) == pytest.approx(1.0)
+    assert budget.wait(1, 1.0) == 0.0
+    budget.take(1, 1.0)
+    assert budget.wait(1, 1.0) == pytest.approx(1.0)
+    budget.told(Told(60, 50, 10.0), 70, 110, 5.0)  # forty more were sent meanwhile
+    assert budget.wait(1, 5.0) == 0.0
+    budget.take(10, 5.0)
+    assert budget.wait(1, 5.0) == pytest.approx(1.0)
+    budget.told(Told(60, 0, 60.0), 65, 120, 6.0)  # an older call that comes back late says nothing
+    assert budget.wait(1, 6.0) == 0.0
+    budget.told(Told(60, 60, 0.0), 130, 130, 7.0)
+    assert budget.wait(1, 7.0) == 0.0
 
 
-def test_nobody_waits_for_a_header_for_ever() -> None:
+def test_a_budget_that_was_told_once_is_full_again_in_time() -> None:
     budget = ServerBudget()
-    budget.told(Told(10, 0, 86400.0), 10, 0.0)
-    assert budget.wait(1, 10, 0.0) == 60.0
-    assert budget.wait(1000, 10, 1e9) == 0.0, "a call larger than the whole budget goes when it is full"
+    budget.told(Told(10, 0, 1.0), 1, 1, 0.0)
+    now = 0.0
+    for _ in range(50):
+        now += budget.wait(1, now)
+        budget.take(1, now)
+    assert now == pytest.approx(5.0)
+    assert budget.wait(10, now + 10) == 0.0
+
+
+def test_a_call_larger_than_the_budget_goes_when_it_is_full() -> None:
+    budget = ServerBudget()
+    budget.told(Told(10, 0, 86400.0), 10, 10, 0.0)
+    assert budget.wait(1, 0.0) == pytest.approx(8640.0)
+    assert budget.wait(1000, 1e9) == 0.0
 
 
 @pytest.mark.parametrize(
@@ -140,6 +153,7 @@ def test_spans(text: str | None, seconds: float | None) -> None:
 
 def test_spans_that_are_times() -> None:
     assert seconds_of(str(time.time() + 20)) == pytest.approx(20, abs=1)
+    assert seconds_of(str(int(1000 * (time.time() + 20)))) == pytest.approx(20, abs=1)
 
 
 @pytest.mark.parametrize(
@@ -150,6 +164,7 @@ def test_spans_that_are_times() -> None:
         ({"retry-after": "0"}, 0.0),
         ({"retry-after": "soon"}, None),
         ({"retry-after": "inf"}, None),
+        ({"retry-after": "Wed, 21 Oct 99999999999 07:28:00 GMT"}, None),
         ({}, None),
     ],
 )

@@ -116,9 +116,21 @@ def test_secret_headers_are_blanked_and_others_are_not() -> None:
     secrets = Secrets(
         "https://me:pass-word-123@x/v1?api-key=abcdefgh12345678&version=2024-02-01",
         "sk-1",
-        {"X-Api-Key": "hush-hush-1", "Authorization": "Bearer t0ken-abcdefgh", "X-Team": "blue-team-2024"},
+        {
+            "X-Api-Key": "hush-hush-1",
+            "Authorization": "Bearer t0ken-abcdefgh",
+            "Cookie": "session=c00kie-secret; lang=en",
+            "X-Team": "blue-team-2024",
+        },
     )
-    for secret in ("sk-1", "pass-word-123", "abcdefgh12345678", "hush-hush-1", "t0ken-abcdefgh"):
+    for secret in (
+        "c00kie-secret",
+        "sk-1",
+        "pass-word-123",
+        "abcdefgh12345678",
+        "hush-hush-1",
+        "t0ken-abcdefgh",
+    ):
         assert secrets.blank(f"it is {secret}.") == "it is [key]."
     for word in ("2024-02-01", "blue-team-2024"):
         assert secrets.blank(word) == word

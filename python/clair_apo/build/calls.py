@@ -155,10 +155,10 @@ async def make_calls(
             if number % STARTED_AT_ONCE == 0:
                 await asyncio.sleep(0)  # the first calls go out before the last rows are read
         await asyncio.gather(*workers, return_exceptions=True)
+    if interrupted() and all(isinstance(error, StoppedEarly) for error in trouble):
+        raise Interrupted
     if trouble:
         raise _with_hint(trouble[0], under, source)
-    if interrupted():
-        raise Interrupted
 
 
 def _with_hint(error: Exception, under: _Under, source: Input) -> Exception:
@@ -167,8 +167,8 @@ def _with_hint(error: Exception, under: _Under, source: Input) -> Exception:
     if not isinstance(error, StoppedEarly) or not done or source.sample is not None:
         return error
     return StoppedEarly(
-        f"{error}\nWhat was answered is kept. From the start, {done:,} rows are done: with --limit {done} "
-        "the same command writes their pairs now."
+        f"{error}\nWhat was answered is kept. The first rows are done, {done:,} of them: with "
+        f"--limit {done} the same command writes their pairs now."
     )
 
 

@@ -78,7 +78,7 @@ def build(options: BuildOptions) -> dict[str, Any]:
         with Progress(survey.rows, options.quiet) as progress, _fewer_collections():
             _announce(progress, parties, survey, ledger)
             asker = Asker(ledger, parties.roles, watcher=progress)
-            run(_ask(source, method, asker, parties, options, progress))
+            run(_ask(source, method, asker, parties, options, progress), asker.halt)
             progress.writing()
             looking = Asker(ledger, parties.roles)
             counts = write_tables(source, survey, method, looking, parties, options, progress)
@@ -128,6 +128,9 @@ async def _ask(
                 "--prices FILE"
             )
         asker.spending = Spending(options.max_cost, spent)
+        for role in parties.roles:
+            if (longest := asker.ledger.longest_output(role)) is not None:
+                asker.spending.remember(role, longest)
     backends = set(asker.backends.values())
     progress.watch(backends, parties.roles, spent)
     try:

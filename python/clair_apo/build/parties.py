@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import resource
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
@@ -29,6 +30,8 @@ from clair_apo.llm.prices import Price, list_price, read_prices
 LOCAL = "local:"
 # What a run opens besides connections: the tables, the ledger, libraries.
 OTHER_FILES = 128
+# For calls in flight to come home, and a little more.
+INTERRUPT_SECONDS = 6.0
 EMBEDDED = "local:smollm2"
 # A small model asked for more than this rambles; its answers to the sample prompts need half of it.
 EMBEDDED_MAX_TOKENS = 320
@@ -290,13 +293,34 @@ def _only_model(endpoint: Endpoint, role: str) -> str:
     return names[0]
 
 
-def run(coroutine: Any) -> Any:
-    """`asyncio.run`, also from where a loop runs already, such as a notebook."""
+def run(coroutine: Any, stop: Callable[[], None] | None = None) -> Any:
+    """`asyncio.run`, also from where a loop runs already, such as a notebook: there in a thread, in which
+    `stop` is called after Ctrl-C."""
     try:
         asyncio.get_running_loop()
     except RuntimeError:
         return asyncio.run(coroutine)
     from concurrent.futures import ThreadPoolExecutor
 
-    with ThreadPoolExecutor(1) as pool:
-        return pool.submit(asyncio.run, coroutine).result()
+    task: asyncio.Task[Any] | None = None
+
+    async def inside() -> Any:
+        nonlocal task
+        task = asyncio.current_task()
+        return await coroutine
+
+    pool = ThreadPoolExecutor(1)
+    try:
+        future = pool.submit(asyncio.run, inside())
+        try:
+            return future.result()
+        except KeyboardInterrupt:
+            if task is not None:
+                for end, seconds in ((stop, INTERRUPT_SECONDS), (task.cancel, 2.0)):
+                    if end is not None and not future.done():
+                        task.get_loop().call_soon_threadsafe(end)
+                        with contextlib.suppress(Exception, asyncio.CancelledError):
+                            future.result(seconds)
+            raise
+    finally:
+        pool.shutdown(wait=False)

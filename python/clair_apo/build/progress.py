@@ -15,7 +15,7 @@ from rich.text import Text
 from clair_apo.llm.asking import Party
 from clair_apo.llm.chat import Backend
 from clair_apo.llm.ledger import Record
-from clair_apo.terminal import safe
+from clair_apo.terminal import colour_allowed, safe, width
 
 BAR_WIDTH = 20
 # Long enough that the rate does not jump, short enough that it shows a stall.
@@ -52,7 +52,7 @@ class Progress:
                 refresh_per_second=4,
                 transient=True,
             )
-            if self._console.is_terminal and not quiet
+            if colour_allowed(sys.stderr) and not quiet
             else None
         )
 
@@ -125,30 +125,31 @@ class Progress:
 
     def _line(self) -> Text:
         done = self.rows / self.total if self.total else 1.0
-        filled = int(BAR_WIDTH * done)
+        room = BAR_WIDTH if width() >= 100 else BAR_WIDTH // 3
+        filled = int(room * done)
         # What may be cut off at the right of a narrow terminal comes last.
         line = Text(f"{self._phase} ", no_wrap=True, overflow="ellipsis")
         line.append("━" * filled, "green")
-        line.append("━" * (BAR_WIDTH - filled), "bright_black")
+        line.append("━" * (room - filled), "bright_black")
         line.append(f" {self.rows:,}/{self.total:,} rows")
         if self._phase != "asking":
             return line
         rate, left = self._rate(time.monotonic())
         states = [backend.state() for backend in self._backends]
-        paused = max((state.paused for state in states), default=0.0)
-        if paused > 0.1:
-            line.append(f" · the server asks to wait, {paused:,.1f} s", "yellow")
-        line.append(f" · {rate:,.1f} calls/s")
         if left is not None:
             line.append(f" · {duration(left)} left")
         if self._cost:
             line.append(f" · {usd(self._cost)}")
             if (whole := self._projected()) is not None:
-                line.append(f" of about {usd(whole)}")
+                line.append(f" of ~{usd(whole)}")
+        paused = max((state.paused for state in states), default=0.0)
+        if paused > 0.1:
+            line.append(f" · server asks to wait {paused:,.1f} s", "yellow")
         for kind, count in self.failures.most_common(4):
             line.append(f" · {count:,} {kind}", "red")
         allowed = sum(state.allowed for state in states)
         line.append(f" · {sum(state.in_flight for state in states)} of {allowed} in flight")
+        line.append(f" · {rate:,.1f} calls/s")
         if self.tokens_out:
             line.append(f" · {_short(self.tokens_in)} → {_short(self.tokens_out)} tokens")
         if self.retries:

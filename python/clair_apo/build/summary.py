@@ -20,8 +20,8 @@ ADVICE = {
     "connection": "run the same command again once the server can be reached",
     "refusal": "the model declines; --retry-failed asks once more",
     "empty": "nothing came back; --retry-failed asks once more",
-    "truncated": "cut off at the token limit, asked twice; a higher --max-tokens asks every row anew "
-    "(--continue)",
+    "truncated": "cut off at the token limit; a higher --max-tokens (--model-max-tokens for the model's "
+    "own answers) asks every row anew (--continue)",
     "content_filter": "the server's filter stopped it; another server may not",
     "unparsable": "the reply has no readable revision; see `raw`, perhaps another --template",
     "context_length": "the texts are longer than the model's context; another model, or drop them",

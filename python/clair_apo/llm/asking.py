@@ -179,6 +179,8 @@ class Asker:
                 if record is not None:
                     used = (record.tokens_in or 0, record.tokens_out or 0)
                     cost = party.price.cost(*used, record.tokens_cached or 0)
+                    if record.kind == "timeout":  # the server may have finished it, and charge for it
+                        cost = self.spending.need(reserved) * record.tries
                 self.spending.settle(reserved, cost, *used)
         question.made += 1
         durable = self.ledger.put(key, question.repeat, record)

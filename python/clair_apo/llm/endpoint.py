@@ -34,6 +34,7 @@ from clair_apo.llm.wire import (
     other_cap,
     refusal,
     status_inside,
+    told_status,
 )
 
 DEFAULT_URL = "https://api.openai.com/v1"
@@ -51,6 +52,7 @@ TIMEOUT_RETRIES = 2
 MAX_REPLY_BYTES = 32 << 20
 TOO_LONG = f"the reply is longer than {MAX_REPLY_BYTES >> 20} MiB"
 REQUEST_IDS = ("x-request-id", "request-id", "apim-request-id")
+STREAM_BEGINS = ("data:", "event:", ": ")
 REDIRECTS = (301, 302, 303, 307, 308)
 
 
@@ -75,15 +77,16 @@ class Endpoint:
         return shown_url(self.url)
 
 
-def normal_url(url: str) -> str:
-    """`url` without a trailing slash or `/chat/completions`. Raises UsageError for no http URL."""
+def normal_url(url: str, given: str = "what is given as a URL") -> str:
+    """`url` without a trailing slash or `/chat/completions`. Raises UsageError for no http URL, in which
+    `given` says where it is from."""
     try:
         parts = urlsplit(url.strip())
         known = parts.scheme in ("http", "https") and bool(parts.hostname) and (parts.port or 1) > 0
     except ValueError:
         known = False
     if not known:  # it is not shown: it may be a key that took the wrong flag
-        raise UsageError("what is given as a URL is not a URL such as http://localhost:8000/v1")
+        raise UsageError(f"{given} is not a URL such as http://localhost:8000/v1")
     path = parts.path.rstrip("/").removesuffix("/chat/completions").rstrip("/")
     return urlunsplit((parts.scheme, parts.netloc, path, parts.query, ""))
 
@@ -125,14 +128,19 @@ class EndpointClient:
         timeout = httpx.Timeout(endpoint.timeout, connect=min(CONNECT_SECONDS, endpoint.timeout), pool=None)
         self._extensions = {"timeout": timeout.as_dict()}
         connections = max(endpoint.concurrency, 1)
-        self._transport = AiohttpTransport(
-            proxy=_proxy_of(base),
-            limits=httpx.Limits(
-                max_connections=connections,
-                max_keepalive_connections=connections,
-                keepalive_expiry=KEEPALIVE_SECONDS,
-            ),
-        )
+        try:
+            self._transport = AiohttpTransport(
+                proxy=_proxy_of(base),
+                limits=httpx.Limits(
+                    max_connections=connections,
+                    max_keepalive_connections=connections,
+                    keepalive_expiry=KEEPALIVE_SECONDS,
+                ),
+            )
+        except OSError as error:
+            raise ClairError(
+                f"the certificates that SSL_CERT_FILE or SSL_CERT_DIR names cannot be read: {error}"
+            ) from error
 
     def halt(self) -> None:
         self.pacer.halt()
@@ -171,6 +179,11 @@ class EndpointClient:
             except BaseException:
                 self.pacer.dropped(turn)
                 raise
+            if not isinstance(answer, Refusal):
+                sent = Sent(answer[0], tries, time.monotonic() - begun, answer[1])
+                status = told_status(sent.body)
+                if status is not None:  # gateways send the upstream's error with a 200
+                    answer = refusal(self.endpoint.shown, status, {}, sent.raw)
             if isinstance(answer, Refusal):
                 if self._wording.corrected(answer, body):
                     self.pacer.dropped(turn)
@@ -178,11 +191,10 @@ class EndpointClient:
                 else:
                     await self._refused(answer, turn, patience, tries)
                 continue
-            raw, request_id = answer
-            sent = Sent(raw, tries, time.monotonic() - begun, request_id)
+            usage, size = sent.usage, len(sent.raw)
             self._long_refusals = 0
-            self.pacer.succeeded(turn, sent.usage.tokens_in, sent.usage.tokens_out, len(raw))
-            self._tokens_out += 0.05 * ((sent.usage.tokens_out or len(raw) / 4) - self._tokens_out)
+            self.pacer.succeeded(turn, usage.tokens_in, usage.tokens_out, size)
+            self._tokens_out += 0.05 * ((usage.tokens_out or size / 4) - self._tokens_out)
             return sent
 
     async def models(self) -> list[str]:
@@ -211,6 +223,7 @@ class EndpointClient:
         failure, after = answer.failure, answer.after
         failure.tries = tries
         if answer.stop is not None:
+            self.pacer.halt()  # before its place is given to another
             self.pacer.dropped(turn)
             raise answer.stopped()
         if not answer.again:
@@ -226,9 +239,12 @@ class EndpointClient:
                 "Run the same command again after that: it goes on from here."
             )
         if answer.rate_limited:
-            if self.pacer.refused(turn, patience, after):
+            wait = self.pacer.refused(turn, patience, after)
+            if wait is None:
                 raise failure
             self._on_retry(failure.kind)
+            if wait:
+                await self.pacer.sleep(wait)
             return
         self.pacer.failed(turn, after)
         if tries > self.endpoint.retries:
@@ -265,10 +281,13 @@ class EndpointClient:
             headers = {k.decode("latin-1").lower(): v.decode("latin-1") for k, v in response.headers.raw}
             if any("ratelimit" in name for name in headers):
                 self.pacer.read(turn, headers)
-            if status == 200 and headers.get("content-type", "").startswith("text/event-stream"):
+            kind = headers.get("content-type", "").lower()
+            if status == 200 and kind.startswith("text/event-stream"):
                 text = await _read_stream(response)
             else:
                 text = await _read(response)
+                if status == 200 and text.lstrip().startswith(STREAM_BEGINS):  # under another type
+                    text = _assembled(text.encode())
         except StreamError as error:
             raw = self._secrets.blank(error.raw)
             return refusal(self.endpoint.shown, status_inside(raw), headers, raw)
@@ -280,20 +299,25 @@ class EndpointClient:
             await response.aclose()
         raw = self._secrets.blank(text)
         if status == 200:
-            return raw, next((headers[name] for name in REQUEST_IDS if name in headers), None)
+            named = next((headers[name] for name in REQUEST_IDS if name in headers), None)
+            return raw, named and self._secrets.blank(named)
         if status in REDIRECTS:
             target = urljoin(str(self._url), headers.get("location", ""))
             if status in (307, 308) and self._moved(str(response.request.url), target):
                 return Refusal(CallFailed("http_4xx", "moved", status=status), moved=True)
-            raw = f"the server sends elsewhere: {shown_url(target)}"
+            there = urlsplit(target)  # its path may hold what must not be shown
+            raw = f"the server sends elsewhere: {there.scheme}://{there.hostname}"
         return refusal(self.endpoint.shown, status, headers, raw)
 
     def _moved(self, asked: str, target: str) -> bool:
         """Goes along with a server that names another path, or https, of its own host; once."""
         here, there = urlsplit(asked), urlsplit(target)
-        secure = there.scheme == here.scheme or (here.scheme, there.scheme) == ("http", "https")
+        same = (there.scheme, there.netloc) == (here.scheme, here.netloc)
+        to_https = (here.scheme, there.scheme) == ("http", "https") and (
+            here.hostname == there.hostname and here.port in (None, 80) and there.port in (None, 443)
+        )
         again = asked == target or self._has_moved not in (None, target)
-        if not secure or there.hostname != here.hostname or again:
+        if not (same or to_https) or again:
             return False
         self._has_moved, self._url = target, httpx.URL(target)
         return True
@@ -301,7 +325,9 @@ class EndpointClient:
     def _connection_failure(self, error: BaseException) -> CallFailed:
         # The transport names every lost connection a connect time-out; its cause says what happened.
         cause = error.__cause__ if isinstance(error.__cause__, aiohttp.ClientError) else error
-        where = self.endpoint.shown
+        where = self.endpoint.shown + (" through the environment's proxy" if self._transport.proxy else "")
+        if isinstance(cause, aiohttp.ConnectionTimeoutError):
+            return CallFailed("connection", f"no connection to {where} within {CONNECT_SECONDS:g} s")
         timed_out = (TimeoutError, aiohttp.ServerTimeoutError)
         if isinstance(cause, timed_out) or (
             isinstance(cause, httpx.TimeoutException) and error.__cause__ is None
@@ -378,6 +404,12 @@ async def _read(response: httpx.Response) -> str:
         raise CallFailed("invalid_reply", "the reply is not UTF-8", status=200, raw=text) from error
 
 
+def _assembled(data: bytes) -> str:
+    assembler = StreamAssembler(MAX_REPLY_BYTES)
+    assembler.feed(data)
+    return assembler.body()
+
+
 async def _read_stream(response: httpx.Response) -> str:
     assembler = StreamAssembler(MAX_REPLY_BYTES)
     parts = response.aiter_bytes()
@@ -395,7 +427,8 @@ async def _read_stream(response: httpx.Response) -> str:
 
 def default_url() -> str:
     """The base URL that the environment names, or OpenAI's."""
-    return os.environ.get("OPENAI_BASE_URL") or DEFAULT_URL
+    named = os.environ.get("OPENAI_BASE_URL", "").strip()
+    return normal_url(named, "the environment's OPENAI_BASE_URL") if named else DEFAULT_URL
 
 
 def default_headers() -> tuple[tuple[str, str], ...]:

@@ -158,6 +158,14 @@ class Ledger:
             ).fetchall()
         return [Spent(*row) for row in rows]
 
+    def longest_output(self, role: str) -> int | None:
+        """The most output tokens of a call so far; None where there is none. Reads the whole file."""
+        with self._reading():
+            row = self._reader.execute(
+                "SELECT max(tokens_out) FROM calls WHERE role = ?", (role,)
+            ).fetchone()
+        return None if row[0] is None else int(row[0])
+
     def fact(self, name: str) -> Any:
         """A fact about the run folder that was set before, or None."""
         row = self._reader.execute("SELECT value FROM facts WHERE name = ?", (name,)).fetchone()
@@ -244,8 +252,10 @@ class Reader:
         path = folder / "ledger.sqlite"
         if path.exists():
             with contextlib.suppress(sqlite3.Error):
+                # Nobody writes where there is no log beside it; then SQLite needs no files of its own.
+                still = "" if path.with_name(path.name + "-wal").exists() else "&immutable=1"
                 self._connection = sqlite3.connect(
-                    f"{path.absolute().as_uri()}?mode=ro", uri=True, timeout=60
+                    f"{path.absolute().as_uri()}?mode=ro{still}", uri=True, timeout=60
                 )
 
     def __enter__(self) -> Reader:

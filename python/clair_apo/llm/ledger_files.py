@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import shutil
 import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
@@ -61,7 +62,10 @@ _NEW_IN_2 = (
 
 def prepare(connection: sqlite3.Connection, path: Path) -> None:
     """Makes the tables, or brings those of an older version up. Raises ClairError for a newer one."""
-    version = _version(connection)
+    try:
+        version = _version(connection)
+    except (sqlite3.OperationalError, ValueError, TypeError) as error:
+        raise ClairError(f"{path} is no ledger of clair-apo ({error}); use another --output") from error
     if version == 1:
         _from_1(connection)
     elif version is not None and version != SCHEMA_VERSION:
@@ -77,7 +81,7 @@ def mend(path: Path) -> str | None:
     """Sets a damaged ledger aside and copies what can be read of it into a new one. Returns words for a
     person, or None where nothing is wrong."""
     marker = _marker(path)
-    if not path.exists() or not (marker.exists() or _is_damaged(path)):
+    if not path.is_file() or not (marker.exists() or _is_damaged(path)):
         return None
     kept = set_aside(path, "damaged")
     assert kept is not None
@@ -127,6 +131,8 @@ def _marker(path: Path) -> Path:
 
 
 def _is_damaged(path: Path) -> bool:
+    if path.stat().st_size == 0:  # a run that has come to its end has left more
+        return path.with_name("summary.json").exists()
     connection = sqlite3.connect(path, timeout=60)
     try:
         connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
@@ -143,7 +149,37 @@ def _is_damaged(path: Path) -> bool:
 
 def _salvage(kept: Path, new: sqlite3.Connection) -> int:
     """Copies facts, sums and calls row by row, leaving out what cannot be read."""
-    old = sqlite3.connect(kept, isolation_level=None)
+    with _complete(kept) as path:
+        return _copy(path, new)
+
+
+@contextlib.contextmanager
+def _complete(kept: Path) -> Iterator[Path]:
+    """The file, or where its end is missing a copy that says so: SQLite opens none that is shorter than
+    its head tells."""
+    size = kept.stat().st_size
+    with kept.open("rb") as file:
+        head = file.read(100)
+    page = int.from_bytes(head[16:18], "big")
+    page = 65536 if page == 1 else page
+    pages = size // page if page else 0
+    if len(head) < 100 or not pages or pages >= int.from_bytes(head[28:32], "big"):
+        yield kept
+        return
+    copy = kept.with_name(kept.name + ".copy")
+    shutil.copyfile(kept, copy)
+    try:
+        with copy.open("r+b") as file:
+            file.truncate(pages * page)
+            file.seek(28)
+            file.write(pages.to_bytes(4, "big"))
+        yield copy
+    finally:
+        copy.unlink(missing_ok=True)
+
+
+def _copy(path: Path, new: sqlite3.Connection) -> int:
+    old = sqlite3.connect(path, isolation_level=None)
     old.row_factory = sqlite3.Row
     if _version(old) == 1:
         _from_1(old)

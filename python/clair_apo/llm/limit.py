@@ -28,6 +28,7 @@ TOO_SLOW = 2.5
 CALM = 2.0
 SMOOTHING = 0.2
 FIRST_REPLIES = 16
+STEADY = 0.25
 # A smaller limit may cost this share of the throughput; beyond it the latency was the price of work done.
 WORTH = 0.9
 
@@ -81,7 +82,7 @@ class Limit:
         """A reply of `tokens` output tokens, `net` seconds without the client's own delay (None: the client
         was too busy to tell)."""
         self._went_well = True
-        full = in_flight >= 0.8 * self.value
+        full = in_flight >= 0.8 * int(self.value)  # whole calls: 1 of 1.9 is all that there may be
         if self.latency.fresh:
             self.latency.first(now - sent, tokens)
         elif net is not None and sent >= self._changed:
@@ -122,6 +123,7 @@ class Latency:
         self._samples: list[float] = []
         self._in_flight: list[int] = []
         self._skipping = True
+        self._before: float | None = None  # latency of the window before
 
     @property
     def fresh(self) -> bool:
@@ -168,7 +170,9 @@ class Latency:
         assert self._best is not None
         self._best -= SMOOTHING * max(0.0, self._best - low)  # chance makes single windows look good
         self.calm = slow <= CALM * self._best
-        if slow <= TOO_SLOW * self._best or calls <= 1:
-            return None
+        steady = self._before is not None and abs(slow - self._before) < STEADY * self._before
+        self._before = slow
+        if slow <= TOO_SLOW * self._best or calls <= 1 or not steady:
+            return None  # a window that saw the change is no measure of what comes after it
         self._trial = (calls, throughput, slow)
         return calls * max(0.5, 1.5 * self._best / slow)

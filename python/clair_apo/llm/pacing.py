@@ -28,6 +28,7 @@ LONGEST_PROBE_WAIT = 2.0
 RECENT = 50
 STORM_SHARE = 0.2
 
+LONGEST_HINT = 60.0
 OPENING_TICK = 0.01
 LAG_TICK = 0.02
 # What of a call's time may be the client's own: it waits for the loop when it is sent and when it is read.
@@ -77,8 +78,10 @@ class Pacer:
         self._waiting: deque[tuple[asyncio.Future[None], Turn]] = deque()
         self._wake: asyncio.TimerHandle | None = None
         self._pause_until = 0.0
+        self._granted = 0.0  # when the last call went out
         self._pauses = 0  # since a call went well
         self._outcomes: deque[Patience | None] = deque(maxlen=RECENT)
+        self._went_well = False  # since the last refusal
         self._nothing_since: float | None = None  # the first refusal since a call went well
         self._halted = asyncio.Event()
         self._lag = _Lag()
@@ -116,16 +119,19 @@ class Pacer:
         self._pauses = 0
         self._outcomes.append(None)
         self._nothing_since = None
+        self._went_well = True
         self.limit.succeeded(turn.sent, now, self.in_flight, net, out)
         if self._tokens is not None and tokens_in is not None:
             self._tokens.correct(tokens_in + out - turn.tokens)
         self._release(turn)
 
-    def refused(self, turn: Turn, patience: Patience, after: float | None) -> bool:
-        """The server wants fewer calls (429). All of them wait, `after` seconds where it says so.
+    def refused(self, turn: Turn, patience: Patience, after: float | None) -> float | None:
+        """The server wants fewer calls (429). All of them wait, `after` seconds where it says so; but a
+        call that is refused again while others go well waits alone.
 
-        Returns whether the call should give up. A refusal among calls that go well spends one of its
-        tries. In a storm, which hits whoever comes, none is spent, until nothing has gone well for long.
+        Returns the seconds that the call itself should wait besides, None where it should give up. A
+        refusal among calls that go well spends one of its tries. In a storm, which hits whoever comes, none
+        is spent, until nothing has gone well for long.
         """
         now = self._clock()
         patience.tries += 1
@@ -133,24 +139,34 @@ class Pacer:
         stormy = self._stormy()
         if self._nothing_since is None:
             self._nothing_since = now
-        self.limit.shrink(turn.sent, now, self.in_flight)
-        if turn.sent >= self._pause_until:
+        others_go_well, self._went_well = not stormy and self._went_well, False
+        # A call that was hit for its own sake stays so, also where others like it are all that is left.
+        own_sake = patience.spent > 1
+        alone = own_sake or (others_go_well and (patience.tries > 1 or after is None))
+        if not alone or patience.tries == 1:
+            self.limit.shrink(turn.sent, now, self.in_flight)
+        if not alone and turn.sent >= self._pause_until:
             self._pauses += 1
-        own = min(LONGEST_WAIT, FIRST_WAIT * 2.0 ** min(self._pauses - 1, 10))
+        own = min(LONGEST_WAIT, FIRST_WAIT * 2.0 ** min(max(self._pauses - 1, 0), 10))
         waits = _own_waits(patience.retries)
         lasting = stormy and now - self._nothing_since > PATIENCE * waits
         if lasting:  # it is past waiting for; those who come now only see whether it is over
             own = min(own, LONGEST_PROBE_WAIT, max(FIRST_WAIT, waits / 4))
         if after is None:
-            after = own * random.uniform(0.75, 1.0)
+            after = own_wait(patience.tries) if alone else own * random.uniform(0.75, 1.0)
         elif patience.tries > patience.retries:
             after = max(after, own)  # obeyed often enough: it may know as little as we do
-        self.pause(after)
+        if not alone:
+            self.pause(after)
         self._release(turn)
-        if not stormy or patience.retries == 0:
+        if not stormy or own_sake or patience.retries == 0:
             patience.spent += 1
-            return patience.spent > patience.retries
-        return lasting or patience.tries > STORM_TRIES * (patience.retries + 1)
+            give_up = patience.spent > patience.retries
+        else:
+            give_up = lasting or patience.tries > STORM_TRIES * (patience.retries + 1)
+        if give_up:
+            return None
+        return after if alone else 0.0
 
     def failed(self, turn: Turn, after: float | None = None) -> None:
         """The server failed, or answered too late: it may be doing too much. `after`: what it asks to
@@ -172,16 +188,18 @@ class Pacer:
         """Takes in what a reply's headers tell of the server's budgets."""
         now = self._clock()
         if (told := told_by(headers, "requests")) is not None:
-            self._told_requests.told(told, turn.requests_then, now)
+            self._told_requests.told(told, turn.requests_then, self._requests_sent, now)
         if (told := told_by(headers, "tokens")) is not None:
-            self._told_tokens.told(told, turn.tokens_then, now)
+            self._told_tokens.told(told, turn.tokens_then, self._tokens_sent, now)
 
     # -- the run ------------------------------------------------------------------------------------
 
     @property
     def paused_for(self) -> float:
-        """Seconds for which the server's word still holds all calls."""
-        return max(0.0, self._pause_until - self._clock())
+        """Seconds for which the server's word, or its headers, still hold all calls."""
+        now = self._clock()
+        hinted = self._hinted(self._waiting[0][1], now) if self._waiting else 0.0
+        return max(0.0, self._pause_until - now, hinted)
 
     @property
     def allowed(self) -> int:
@@ -224,15 +242,22 @@ class Pacer:
             waits.append(self._requests.wait(now))
         if self._tokens is not None:
             waits.append(self._tokens.wait(now))
-        waits.append(self._told_requests.wait(1, self._requests_sent, now))
-        waits.append(self._told_tokens.wait(turn.tokens, self._tokens_sent, now))
-        return max(waits)
+        return max(*waits, self._hinted(turn, now))
+
+    def _hinted(self, turn: Turn, now: float) -> float:
+        """Seconds that the server's headers advise to wait. They are hints: after a minute without a call
+        one goes out all the same, and its answer tells."""
+        wait = max(self._told_requests.wait(1, now), self._told_tokens.wait(turn.tokens, now))
+        return min(wait, max(0.0, self._granted + LONGEST_HINT - now))
 
     def _grant(self, turn: Turn) -> None:
         now = self._clock()
         self.in_flight += 1
+        self._granted = now
         self._requests_sent += 1
         self._tokens_sent += turn.tokens
+        self._told_requests.take(1, now)
+        self._told_tokens.take(turn.tokens, now)
         turn.sent = now
         turn.requests_then, turn.tokens_then = self._requests_sent, self._tokens_sent
         if self._requests is not None:
@@ -282,7 +307,7 @@ def _own_waits(retries: int) -> float:
 
 def own_wait(tries: int) -> float:
     """Seconds before the next try of a call that failed `tries` times: neither together nor at once."""
-    return min(LONGEST_WAIT, FIRST_WAIT * 2.0 ** (tries - 1)) * random.uniform(0.5, 1.0)
+    return min(LONGEST_WAIT, FIRST_WAIT * 2.0 ** (tries - 1)) * random.uniform(0.75, 1.0)
 
 
 class _Lag:

@@ -14,8 +14,6 @@ from datetime import datetime
 
 # A timer that fires late may be made up for, by this much.
 SLACK_SECONDS = 0.05
-# Headers are hints: nobody waits longer than this for them.
-LONGEST_WAIT = 60.0
 
 
 class Rate:
@@ -59,11 +57,11 @@ class ServerBudget:
         self._at: float | None = None  # None: nothing was told
         self._rate = 0.0
         self._limit = 0.0
-        self._spent_then = 0.0
         self._told_for = -1.0
 
-    def told(self, what: Told, spent_then: float, now: float) -> None:
-        """`what` came with the reply to the call after which `spent_then` units had been sent in all."""
+    def told(self, what: Told, spent_then: float, spent: float, now: float) -> None:
+        """`what` came with the reply to the call after which `spent_then` units had been sent in all; now
+        it is `spent`."""
         if spent_then < self._told_for:
             return  # an older call, overtaken
         self._told_for = spent_then
@@ -71,17 +69,24 @@ class ServerBudget:
         if used <= 0 or what.reset <= 0:
             self._at = None
             return
-        self._level, self._at, self._limit = what.remaining, now, what.limit
-        self._rate = used / what.reset
-        self._spent_then = spent_then
+        self._rate, self._limit = used / what.reset, what.limit
+        self._level, self._at = what.remaining - (spent - spent_then), now
 
-    def wait(self, units: float, spent: float, now: float) -> float:
-        """Seconds until `units` are there, when `spent` units have been sent in all."""
+    def wait(self, units: float, now: float) -> float:
+        """Seconds until `units` are there."""
         if self._at is None:
             return 0.0
-        level = min(self._limit, self._level + self._rate * (now - self._at)) - (spent - self._spent_then)
-        lacking = min(units, self._limit) - level
-        return min(lacking / self._rate, LONGEST_WAIT) if lacking > 0 else 0.0
+        lacking = min(units, self._limit) - self._refilled(now)
+        return lacking / self._rate if lacking > 0 else 0.0
+
+    def take(self, units: float, now: float) -> None:
+        """A call goes out that takes so much."""
+        if self._at is not None:
+            self._level, self._at = self._refilled(now) - units, now
+
+    def _refilled(self, now: float) -> float:
+        assert self._at is not None
+        return min(self._limit, self._level + self._rate * (now - self._at))
 
 
 _OPENAI = "x-ratelimit-{what}-{unit}"
@@ -123,13 +128,15 @@ def seconds_of(text: str | None) -> float | None:
     text = text.strip()
     number = _number(text)
     if number is not None:
+        if number > 1e11:  # a time in milliseconds
+            number /= 1000
         return max(0.0, number - time.time()) if number > 1e9 else number
     parts = _PARTS.findall(text)
     if parts and "".join(value + unit for value, unit in parts) == text:
         return sum(float(value) * _SECONDS[unit] for value, unit in parts)
     try:
         return max(0.0, datetime.fromisoformat(text).timestamp() - time.time())
-    except ValueError:
+    except (ValueError, OverflowError):
         return None
 
 
@@ -143,8 +150,8 @@ def retry_after(headers: Mapping[str, str]) -> float | None:
         if number is not None:
             return number * unit
         try:
-            when = email.utils.parsedate_to_datetime(value)
-        except ValueError:
+            when = email.utils.parsedate_to_datetime(value).timestamp()
+        except (ValueError, OverflowError, TypeError):
             continue
-        return max(0.0, when.timestamp() - time.time())
+        return max(0.0, when - time.time())
     return None

@@ -42,7 +42,8 @@ class Secrets:
         found += [value for name, _, value in pairs if _NAMES.search(name)]
         for name, value in headers.items():
             if _NAMES.search(name):
-                found += [value, value.rpartition(" ")[2]]  # `Bearer x` may come back as x
+                # `Bearer x` may come back as x, and `a=x; b=y` as x.
+                found += [value, *re.split(r"[\s;=]+", value)]
         self._words = sorted(_forms(found), key=len, reverse=True)
 
     def blank(self, text: str) -> str:

@@ -38,19 +38,21 @@ def cost_of(spent: Iterable[Spent], prices: Mapping[tuple[str, str], Price]) -> 
 
 @dataclass(slots=True)
 class _Seen:
-    """What replies of one role have shown: tokens in over our own count, and the longest output."""
+    """What replies of one role have shown: how many, tokens in over our own count, the longest output."""
 
+    replies: int = 0
     ratio: float | None = None
     output: int | None = None
 
 
 @dataclass(slots=True, eq=False)
 class Reserved:
-    """What one call holds of the cap. `ours` is our own count of its prompt."""
+    """A call that is on its way: our own count of its prompt, and its cap on output if it has one."""
 
     role: str
-    amount: float
+    price: Price
     ours: int
+    output_cap: int | None
 
 
 @dataclass(slots=True)
@@ -60,16 +62,14 @@ class Spending:
     cap: float
     spent: float
     _reserved: float = field(init=False, default=0.0)
-    _in_flight: int = field(init=False, default=0)
+    _in_flight: set[Reserved] = field(init=False, default_factory=set)
     _seen: dict[str, _Seen] = field(init=False, default_factory=dict)
     _waiting: list[asyncio.Future[None]] = field(init=False, default_factory=list)
 
     async def reserve(self, role: str, price: Price, ours: int, output_cap: int | None) -> Reserved:
         """Waits until the call is sure to stay under the cap. Raises StoppedEarly where it cannot."""
-        while True:
-            need = self._need(role, price, ours, output_cap)
-            if self.spent + self._reserved + need <= self.cap:
-                break
+        call = Reserved(role, price, ours, output_cap)
+        while not self._fits(call):
             if self._in_flight:  # what is in flight may turn out cheaper
                 future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
                 self._waiting.append(future)
@@ -77,32 +77,53 @@ class Spending:
                 continue
             if output_cap is None and role not in self._seen and self.spent < self.cap:
                 break  # one call alone, to learn what they cost
-            raise StoppedEarly(self._words(need, output_cap))
-        self._reserved += need
-        self._in_flight += 1
-        return Reserved(role, need, ours)
+            raise StoppedEarly(self._words(self.need(call), output_cap))
+        self._in_flight.add(call)
+        self._reserved += self.need(call)
+        return call
 
-    def settle(self, reserved: Reserved, cost: float, tokens_in: int = 0, tokens_out: int = 0) -> None:
+    def remember(self, role: str, longest: int) -> None:
+        """What earlier starts have shown of the replies of `role`."""
+        self._seen[role] = _Seen(output=longest)
+
+    def settle(self, call: Reserved, cost: float, tokens_in: int = 0, tokens_out: int = 0) -> None:
         """The call is over and has cost this much (0: it was not answered)."""
-        self._in_flight -= 1
-        self._reserved = self._reserved - reserved.amount if self._in_flight else 0.0
+        self._in_flight.discard(call)
+        self._reserved -= self.need(call)
         self.spent += cost
         if tokens_in or tokens_out:
-            seen = self._seen.setdefault(reserved.role, _Seen())
-            seen.ratio = max(seen.ratio or 0.0, tokens_in / max(reserved.ours, 1))
+            seen = self._seen.setdefault(call.role, _Seen())
+            before = (seen.ratio, seen.output)
+            seen.replies += 1
+            seen.ratio = max(seen.ratio or 0.0, tokens_in / max(call.ours, 1))
             seen.output = max(seen.output or 0, tokens_out)
+            if before != (seen.ratio, seen.output):
+                # The calls in flight may take as much as the dearest that has come by now.
+                self._reserved = sum(self.need(other) for other in self._in_flight)
+        if not self._in_flight:
+            self._reserved = 0.0
         waiting, self._waiting = self._waiting, []
         for future in waiting:
             if not future.done():
                 future.set_result(None)
 
-    def _need(self, role: str, price: Price, ours: int, output_cap: int | None) -> float:
-        seen = self._seen.get(role, _Seen())
+    def need(self, call: Reserved, output: int | None = None) -> float:
+        """USD that a call may cost at most; `output` in place of what replies so far suggest."""
+        seen = self._seen.get(call.role, _Seen())
         ratio = FIRST_INPUT_RATIO if seen.ratio is None else seen.ratio * INPUT_MARGIN
-        output = output_cap
-        if output is None:
+        if call.output_cap is not None:
+            output = call.output_cap
+        elif output is None:
             output = FIRST_OUTPUT if seen.output is None else int(seen.output * OUTPUT_MARGIN) + 1
-        return price.cost(int(ours * ratio) + 1, output)
+        return call.price.cost(int(call.ours * ratio) + 1, output)
+
+    def _fits(self, call: Reserved) -> bool:
+        room = self.cap - self.spent - self._reserved
+        if self.need(call) > room:
+            return False
+        # Few replies say little about how long they can be: while they are few, so are the calls in flight.
+        known = len(self._in_flight) < max(1, self._seen.get(call.role, _Seen()).replies)
+        return call.output_cap is not None or known or self.need(call, FIRST_OUTPUT) <= room
 
     def _words(self, need: float, output_cap: int | None) -> str:
         why = f" with up to {output_cap:,} tokens of output" if output_cap is not None else ""

@@ -65,7 +65,7 @@ def refusal(where: str, status: int, headers: Mapping[str, str], raw: str) -> Re
         failure = CallFailed(kind, message, status=status, raw=raw)
         return Refusal(failure, retry_after(headers) if again else None, again, stop, words)
 
-    if status in (429, 402, 403) and code in _QUOTA_CODES:
+    if status == 402 or (status in (429, 403) and code in _QUOTA_CODES):
         return failed("rate_limited", stop=NO_QUOTA)
     if status == 401:
         return failed("http_4xx", stop=WRONG_KEY)
@@ -90,31 +90,31 @@ def status_inside(raw: str) -> int:
     """The status that an error inside a stream stands for, which began with 200: its own code where that is
     one, as gateways send them."""
     body = read(raw)
-    error = body.get("error", body) if isinstance(body, dict) else None
-    code = error.get("code") if isinstance(error, dict) else None
-    if isinstance(code, int) and 400 <= code < 600:
-        return code
+    told = told_status(body)
+    if told is not None:
+        return told
     return 400 if _code(body) in _LENGTH_CODES or _speaks_of_length(error_text(body)) else 500
+
+
+def told_status(body: object) -> int | None:
+    """The status that a body names which holds an error and no choice; None for any other."""
+    if not isinstance(body, dict) or "choices" in body:
+        return None
+    error = body.get("error")
+    code = error.get("code") if isinstance(error, dict) else None
+    return code if isinstance(code, int) and 400 <= code < 600 else None
 
 
 def other_cap(words: str, sent: Mapping[str, object]) -> tuple[str, str] | None:
     """The names of the cap on output tokens that was sent and of the one to send instead, where a
     server's complaint is about that; None otherwise."""
     said = words.lower()
+    if _speaks_of_length(words):
+        return None  # the number is too large, whatever it is called
     for name, other in (CAPS, CAPS[::-1]):
         if name not in sent or other in sent or name not in said:
             continue
-        if other in said or any(
-            word in said
-            for word in (
-                "unsupported",
-                "not supported",
-                "unrecognized",
-                "unknown",
-                "not permitted",
-                "extra",
-            )
-        ):
+        if (other in said and "instead" in said) or any(word in said for word in _NOT_TAKEN):
             return name, other
     return None
 
