@@ -29,7 +29,7 @@ rust-test: $(VENV)/.dev
 python-test: $(VENV)/.dev
 	$(BIN)/python -m pytest
 
-# A run that is killed a thousand times: by hand, it takes about an hour.
+# A run that is killed a thousand times: by hand, it takes about twenty minutes.
 soak: $(VENV)/.dev
 	$(BIN)/python benchmarks/soak.py --kills 1000
 
