@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from clair_apo.llm.chat import Halted
-from clair_apo.llm.pacing import Pacer, Patience, Turn
+from clair_apo.llm.pacing import Pacer, Patience, Turn, own_wait
 
 
 def run(coroutine: Coroutine[Any, Any, None]) -> None:
@@ -118,6 +118,16 @@ def test_waits_grow_where_the_server_names_none() -> None:
         pacer.close()
 
     run(scene())
+
+
+def test_any_number_of_retries_is_one() -> None:
+    async def scene() -> None:
+        pacer = Pacer(8)
+        assert pacer.refused(await pacer.turn(), Patience(5000), 0.001) is not None
+        pacer.close()
+
+    run(scene())
+    assert own_wait(5000) <= 30.0
 
 
 def test_budgets_a_minute_are_kept() -> None:

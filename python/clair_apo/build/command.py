@@ -86,7 +86,7 @@ def build(options: BuildOptions) -> dict[str, Any]:
         result = summary.as_json(
             counts,
             ledger.spent(),
-            _cost(ledger, parties, options),
+            _cost(ledger, parties),
             asker.from_ledger,
             time.monotonic() - begun,
             settings,
@@ -120,7 +120,7 @@ async def _ask(
     progress: Progress,
 ) -> None:
     asker.backends = open_backends(parties, progress.say, progress.retried)
-    spent = _cost(asker.ledger, parties, options)
+    spent = _cost(asker.ledger, parties)
     if options.max_cost is not None:
         if spent is None:
             raise UsageError(
@@ -148,10 +148,10 @@ async def _ask(
             await backend.close()
 
 
-def _cost(ledger: Ledger, parties: Parties, options: BuildOptions) -> float | None:
+def _cost(ledger: Ledger, parties: Parties) -> float | None:
     """USD over the life of the run folder at today's prices; None where one is not known."""
     spent = ledger.spent()
-    return cost_of(spent, parties.prices(options, ((item.role, item.model) for item in spent)))
+    return cost_of(spent, parties.prices((item.role, item.model) for item in spent))
 
 
 def _announce(progress: Progress, parties: Parties, survey: Survey, ledger: Ledger) -> None:

@@ -22,6 +22,7 @@ from clair_apo.llm import tokens
 from clair_apo.llm.asking import output_cap
 from clair_apo.llm.chat import WAY_FAILED, CallFailed, Message, Reply, Request, interpret
 from clair_apo.llm.ledger import Reader
+from clair_apo.llm.prices import Price
 
 # Tokens of an answer that is still to be sampled.
 SAMPLED = (64, 1024)
@@ -132,10 +133,7 @@ def as_text(result: dict[str, Any]) -> str:
         lines.append(f"{row[0]:{widths[0]}}  {'  '.join(cells)}".rstrip())
     for side in shown.values():
         if price := side["price"]:
-            lines.append(
-                f"{side['model']}: {price['input']:g} USD in, {price['output']:g} out per million tokens "
-                f"({price['source']})"
-            )
+            lines.append(f"{side['model']}: {Price(**price).words}")
         else:
             lines.append(f"{side['model']}: no price is known; --price IN,OUT gives one")
     cost = result["cost_usd"]

@@ -44,6 +44,7 @@ class Parties:
     model: Party | None
     reviser: Party
     template: Template
+    book: _Prices
     embedded: bool = field(default=False)  # no model flag at all: for trying the pipeline
 
     @property
@@ -59,17 +60,11 @@ class Parties:
     def shown_prices(self) -> list[str]:
         """The prices that the run counts with, for people."""
         known = {p.name: p.price for p in self.roles.values() if p.endpoint and p.price}
-        return [
-            f"{name}: {price.input:g} USD in, {price.output:g} out per million tokens ({price.source})"
-            for name, price in known.items()
-        ]
+        return [f"{name}: {price.words}" for name, price in known.items()]
 
-    def prices(
-        self, options: BuildOptions, called: Iterable[tuple[str, str]]
-    ) -> dict[tuple[str, str], Price]:
+    def prices(self, called: Iterable[tuple[str, str]]) -> dict[tuple[str, str], Price]:
         """The prices of models by (role, name), as far as they are known; also of those that an earlier
         start of the run folder asked."""
-        book = _Prices(options)
         found: dict[tuple[str, str], Price] = {}
         for role, name in called:
             party = self.roles.get(role)
@@ -77,7 +72,7 @@ class Parties:
                 price = party.price
             else:
                 where = (party or self.reviser).endpoint
-                price = book.of(role, name, None if name.startswith(LOCAL) else where or _ANYWHERE)
+                price = self.book.of(role, name, None if name.startswith(LOCAL) else where or _ANYWHERE)
             if price is not None:
                 found[role, name] = price
         return found
@@ -125,14 +120,16 @@ def resolve(options: BuildOptions, without_response: int) -> Parties:
     Raises UsageError for half a configuration, ClairError where there is no endpoint to ask.
     """
     template = templates.load(options.template) if options.template else None
+    prices = _Prices(options)
     flags = (options.model, options.model_url, options.reviser, options.reviser_url)
     if not any(flags):
-        price = _Prices(options).of(REVISER, EMBEDDED, None)
+        price = prices.of(REVISER, EMBEDDED, None)
         party = Party(EMBEDDED, {"max_tokens": EMBEDDED_MAX_TOKENS}, None, price)
         return Parties(
             _with(party, _sampling(options, "model_")),
             _with(party, _sampling(options, "")),
             template or templates.load("answer-only"),
+            prices,
             embedded=True,
         )
     if not options.reviser and not options.reviser_url:
@@ -140,7 +137,6 @@ def resolve(options: BuildOptions, without_response: int) -> Parties:
             "--model names the model to be aligned, but no reviser is named; give "
             "--reviser NAME (and --reviser-url for a server other than OpenAI's)"
         )
-    prices = _Prices(options)
     reviser = _party(
         options,
         "reviser",
@@ -176,7 +172,7 @@ def resolve(options: BuildOptions, without_response: int) -> Parties:
             "million tokens, or --prices FILE"
         )
     default = "answer-only" if reviser.name == EMBEDDED else "paper"
-    return Parties(model, reviser, template or templates.load(default))
+    return Parties(model, reviser, template or templates.load(default), prices)
 
 
 def open_backends(parties: Parties, say: Say, on_retry: Callable[[str], None]) -> dict[str, Backend]:

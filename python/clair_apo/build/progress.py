@@ -15,6 +15,7 @@ from rich.text import Text
 from clair_apo.llm.asking import Party
 from clair_apo.llm.chat import Backend
 from clair_apo.llm.ledger import Record
+from clair_apo.llm.spending import cost_of_call
 from clair_apo.terminal import colour_allowed, safe, width
 
 BAR_WIDTH = 20
@@ -97,8 +98,8 @@ class Progress:
         self.tokens_out += record.tokens_out or 0
         party = self._parties.get(record.role)
         if self._cost is not None and record.tokens_in is not None:
-            priced = party is not None and party.price is not None
-            self._cost = self._cost + _cost(record, party) if priced and party else None
+            price = party.price if party is not None else None
+            self._cost = None if price is None else self._cost + cost_of_call(record, price)
 
     def prompt_cut(self, role: str, ours: int, theirs: int) -> None:
         """A server's own count shows that it cut a prompt."""
@@ -182,11 +183,6 @@ class Progress:
         elapsed = now - self._begun
         left = (self.total - self.rows) * elapsed / asked if asked >= 5 and elapsed > 2 else None
         return rate, left
-
-
-def _cost(record: Record, party: Party) -> float:
-    assert party.price is not None
-    return party.price.cost(record.tokens_in or 0, record.tokens_out or 0, record.tokens_cached or 0)
 
 
 def usd(amount: float) -> str:

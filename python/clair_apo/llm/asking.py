@@ -27,7 +27,7 @@ from clair_apo.llm.chat import (
 from clair_apo.llm.endpoint import Endpoint
 from clair_apo.llm.ledger import Ledger, Record
 from clair_apo.llm.prices import Price
-from clair_apo.llm.spending import Spending
+from clair_apo.llm.spending import Reserved, Spending, cost_of_call
 from clair_apo.llm.wire import CAPS
 
 # How many first replies are looked at closely for a prompt that was cut.
@@ -70,7 +70,7 @@ class Question:
         if price is None or self.cost is None:
             self.cost = None
         else:
-            self.cost += price.cost(record.tokens_in, record.tokens_out, record.tokens_cached or 0)
+            self.cost += cost_of_call(record, price)
 
 
 class Watcher(Protocol):
@@ -174,14 +174,8 @@ class Asker:
             seconds = time.monotonic() - begun
             record = self._record(role, stage, party.name, request, outcome, seconds)
         finally:
-            if reserved is not None and self.spending is not None and party.price is not None:
-                cost, used = 0.0, (0, 0)
-                if record is not None:
-                    used = (record.tokens_in or 0, record.tokens_out or 0)
-                    cost = party.price.cost(*used, record.tokens_cached or 0)
-                    if record.kind == "timeout":  # the server may have finished it, and charge for it
-                        cost = self.spending.need(reserved) * record.tries
-                self.spending.settle(reserved, cost, *used)
+            if reserved is not None:
+                self._settle(reserved, record)
         question.made += 1
         durable = self.ledger.put(key, question.repeat, record)
         if isinstance(outcome, Sent):
@@ -190,6 +184,16 @@ class Asker:
         if self.watcher:
             self.watcher.recorded(record)
         return record, outcome.body if isinstance(outcome, Sent) else None
+
+    def _settle(self, reserved: Reserved, record: Record | None) -> None:
+        assert self.spending is not None
+        if record is None:  # it never went out, or was left
+            self.spending.settle(reserved, 0.0)
+            return
+        cost = cost_of_call(record, reserved.price)
+        if record.kind == "timeout":  # the server may have finished it, and charge for it
+            cost = self.spending.need(reserved) * record.tries
+        self.spending.settle(reserved, cost, record.tokens_in or 0, record.tokens_out or 0)
 
     def _record(
         self,

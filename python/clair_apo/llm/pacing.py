@@ -147,7 +147,7 @@ class Pacer:
             self.limit.shrink(turn.sent, now, self.in_flight)
         if not alone and turn.sent >= self._pause_until:
             self._pauses += 1
-        own = min(LONGEST_WAIT, FIRST_WAIT * 2.0 ** min(max(self._pauses - 1, 0), 10))
+        own = _growing(max(self._pauses - 1, 0))
         waits = _own_waits(patience.retries)
         lasting = stormy and now - self._nothing_since > PATIENCE * waits
         if lasting:  # it is past waiting for; those who come now only see whether it is over
@@ -300,14 +300,19 @@ class Pacer:
         )
 
 
+def _growing(n: int) -> float:
+    """Seconds of the wait after `n` others: twice as long each time, up to the longest."""
+    return min(LONGEST_WAIT, FIRST_WAIT * 2.0 ** min(n, 10))
+
+
 def _own_waits(retries: int) -> float:
     """Seconds that a call waits in all when it is tried again so often on its own."""
-    return sum(min(LONGEST_WAIT, FIRST_WAIT * 2.0**n) for n in range(retries))
+    return sum(_growing(n) for n in range(retries))
 
 
 def own_wait(tries: int) -> float:
     """Seconds before the next try of a call that failed `tries` times: neither together nor at once."""
-    return min(LONGEST_WAIT, FIRST_WAIT * 2.0 ** (tries - 1)) * random.uniform(0.75, 1.0)
+    return _growing(tries - 1) * random.uniform(0.75, 1.0)
 
 
 class _Lag:

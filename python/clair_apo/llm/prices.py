@@ -42,6 +42,11 @@ class Price:
     cached_input: float | None = None  # None: as input
     source: str = ""
 
+    @property
+    def words(self) -> str:
+        """The price for people."""
+        return f"{self.input:g} USD in, {self.output:g} out per million tokens ({self.source})"
+
     def cost(self, tokens_in: int, tokens_out: int, tokens_cached: int = 0) -> float:
         """USD. `tokens_cached` is the part of `tokens_in` that the server had in its cache."""
         cached = min(tokens_cached, tokens_in)  # whatever a server reports, the cost does not fall below 0

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from clair_apo.errors import StoppedEarly
-from clair_apo.llm.ledger import Spent
+from clair_apo.llm.ledger import Record, Spent
 from clair_apo.llm.prices import Price
 
 # Of a reply, while none is known: what most servers allow.
@@ -34,6 +34,11 @@ def cost_of(spent: Iterable[Spent], prices: Mapping[tuple[str, str], Price]) -> 
             continue
         total += price.cost(item.tokens_in, item.tokens_out, item.tokens_cached)
     return total
+
+
+def cost_of_call(record: Record, price: Price) -> float:
+    """USD for one call; 0 where it took no tokens that are known."""
+    return price.cost(record.tokens_in or 0, record.tokens_out or 0, record.tokens_cached or 0)
 
 
 @dataclass(slots=True)
