@@ -1,10 +1,12 @@
 """Measures and edit scripts of text pairs, over Arrow columns.
 
-A column is anything with the Arrow PyCapsule methods (pyarrow, polars, pandas 3, DuckDB, arro3 …; Utf8,
-LargeUtf8, Utf8View or a dictionary of these; sliced and chunked as it is) or a list of `str` and `None`.
-It is read in place, on all cores and without the interpreter's lock; Ctrl-C ends it. Results are
-arro3 arrays, one value per row, which `pyarrow.array`, `polars.Series` and the like take without a
-copy. A null on either side gives null.
+A column is anything with the Arrow PyCapsule methods (pyarrow, polars, pandas 3, arro3 …; Utf8, LargeUtf8,
+Utf8View or a dictionary of these; sliced and chunked as it is), a table of one column (a DuckDB relation,
+say), or a list of `str` and `None`, as which numpy's and pandas' arrays and the columns of `datasets` are
+taken too. Arrow data is read in place, on all cores and without the interpreter's lock; Ctrl-C ends it.
+Rows are paired by their place: no index is looked at, and a stream, which can be read but once, is used
+up. Results are arro3 arrays, one value per row, which `pyarrow.array`, `polars.Series` and the like take
+without a copy. A null on either side gives null.
 
 *Character* is a Unicode code point. *Word* is a maximal run of Unicode word characters (UTS #18 `\\w`),
 or one other character that is not white space; a character of script Han, Hiragana, Katakana, Thai,
@@ -23,6 +25,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, TypeAlias
 
 from clair_apo import _core
+from clair_apo.columns import readable as _column
 
 if TYPE_CHECKING:
     from arro3.core import Array, RecordBatch
@@ -155,26 +158,6 @@ def count_tokens(column: Column, encoding: str = "o200k_base") -> Array:
     Raises: `ValueError` for an unknown encoding, `TypeError` for a column that is not text.
     """
     return _core.count_tokens(_column(column, "column"), encoding)
-
-
-def _column(values: Any, name: str) -> Any:
-    """What the core can read: Arrow data as it is, a list of `str` as an arro3 array."""
-    if hasattr(values, "__arrow_c_array__") or hasattr(values, "__arrow_c_stream__"):
-        return values
-    if isinstance(values, str | bytes) or not isinstance(values, Sequence):
-        raise TypeError(
-            f"`{name}` is of type {type(values).__name__}: expected an Arrow column of strings "
-            "or a list of str"
-        )
-    for row, value in enumerate(values):
-        if value is not None and not isinstance(value, str):
-            raise TypeError(
-                f"`{name}` holds a value of type {type(value).__name__} in row {row}, "
-                "which is not text: expected str or None"
-            )
-    from arro3.core import Array, DataType
-
-    return Array(list(values), type=DataType.large_utf8())
 
 
 def _whole(text: Any, name: str) -> str:

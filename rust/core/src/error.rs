@@ -20,6 +20,12 @@ pub enum Error {
         chunk: usize,
         row: usize,
     },
+    #[error("`{column}` is damaged: row {row} of chunk {chunk} lies outside of the column's data")]
+    Damaged {
+        column: String,
+        chunk: usize,
+        row: usize,
+    },
     #[error("unknown encoding '{name}': known are {known}")]
     UnknownEncoding { name: String, known: String },
     #[error("a text of {bytes} bytes is too long: 4 GiB is the limit of one text")]

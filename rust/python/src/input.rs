@@ -1,8 +1,10 @@
 //! Text columns from any producer with the Arrow PyCapsule methods.
 
-use arrow_array::{ArrayRef, new_null_array};
-use arrow_schema::{ArrowError, DataType};
+use arrow_array::cast::AsArray;
+use arrow_array::{Array, ArrayRef, new_null_array};
+use arrow_schema::{ArrowError, DataType, Fields};
 use clair_core::columns::TextColumn;
+use pyo3::exceptions::PyTypeError;
 use pyo3::prelude::*;
 use pyo3_arrow::error::PyArrowError;
 use pyo3_arrow::input::AnyArray;
@@ -38,8 +40,37 @@ impl<'py> FromPyObject<'_, 'py> for Column {
 }
 
 impl Column {
-    /// The column under the name of the argument that it was given for, which errors mention.
+    /// The column under the name of the argument that it was given for, which errors mention. A table, which
+    /// arrow hands over as structs, is its column where it has but one.
     pub fn named(&self, argument: &str) -> PyResult<TextColumn> {
-        TextColumn::new(argument, &self.data_type, &self.chunks).map_err(to_python)
+        let DataType::Struct(fields) = &self.data_type else {
+            return TextColumn::new(argument, &self.data_type, &self.chunks).map_err(to_python);
+        };
+        let (index, data_type) = only_column(argument, fields)?;
+        let structs = self.chunks.iter().map(|chunk| chunk.as_struct());
+        // Rows of a table are never null; a column of structs may have such, and is no text.
+        if structs.clone().any(|chunk| chunk.null_count() > 0) {
+            return Err(PyTypeError::new_err(format!(
+                "`{argument}` is a column of structs, which is not text: pass its field of strings"
+            )));
+        }
+        let chunks: Vec<ArrayRef> = structs.map(|chunk| chunk.column(index).clone()).collect();
+        TextColumn::new(argument, data_type, &chunks).map_err(to_python)
     }
+}
+
+/// The one column of a table, beside the index that pandas adds under a name of its own.
+fn only_column<'f>(argument: &str, fields: &'f Fields) -> PyResult<(usize, &'f DataType)> {
+    let mut columns = fields
+        .iter()
+        .enumerate()
+        .filter(|(_, field)| !field.name().starts_with("__index_level_"));
+    if let (Some((index, field)), None) = (columns.next(), columns.next()) {
+        return Ok((index, field.data_type()));
+    }
+    let names: Vec<&str> = fields.iter().map(|field| field.name().as_str()).collect();
+    Err(PyTypeError::new_err(format!(
+        "`{argument}` is a table with the columns {}: pass one of them",
+        names.join(", ")
+    )))
 }

@@ -23,6 +23,7 @@ pub fn to_python(error: Error) -> PyErr {
         Error::NotText { .. } => PyTypeError::new_err(text),
         Error::LengthMismatch { .. }
         | Error::NotUtf8 { .. }
+        | Error::Damaged { .. }
         | Error::UnknownEncoding { .. }
         | Error::TooLong { .. } => PyValueError::new_err(text),
         Error::Arrow(_) | Error::Stopped => PyRuntimeError::new_err(text),
