@@ -3,11 +3,15 @@
 //! *Character* is a Unicode code point. *Word* is what `words::split` makes of a text. Distances are
 //! Levenshtein distances. Nothing here knows of Python.
 
+pub mod batch;
 pub mod bpe;
 pub mod columns;
+pub mod cpu;
 pub mod diff;
 mod error;
+mod group;
 pub mod kernel;
+mod lanes;
 pub mod levenshtein;
 pub mod pair;
 pub mod script;
