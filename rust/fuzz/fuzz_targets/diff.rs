@@ -26,7 +26,11 @@ fuzz_target!(|bytes: &[u8]| {
         };
         assert_eq!(block.op, op);
         let equal = op == Op::Equal;
-        assert_ne!(equal_before, Some(equal), "two blocks of a kind side by side");
+        assert_ne!(
+            equal_before,
+            Some(equal),
+            "two blocks of a kind side by side"
+        );
         equal_before = Some(equal);
         at = (block.a_end, block.b_end);
     }

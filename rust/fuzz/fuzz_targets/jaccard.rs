@@ -20,12 +20,17 @@ fuzz_target!(|bytes: &[u8]| {
     assert_eq!(score["jaccard"].as_primitive::<Float64Type>(), found);
     for (name, unit) in [("levenshtein", Unit::Char), ("word_edits", Unit::Word)] {
         let alone = table::levenshtein(&left, &right, unit, &stop).expect("distances");
-        assert_eq!(score[name].as_primitive::<UInt32Type>(), alone.as_primitive());
+        assert_eq!(
+            score[name].as_primitive::<UInt32Type>(),
+            alone.as_primitive()
+        );
     }
     for (row, (x, y)) in a.iter().zip(&b).enumerate() {
         let expected = x.as_deref().zip(y.as_deref()).map(|(x, y)| {
-            let (x, y): (HashSet<_>, HashSet<_>) =
-                (words(x).into_iter().collect(), words(y).into_iter().collect());
+            let (x, y): (HashSet<_>, HashSet<_>) = (
+                words(x).into_iter().collect(),
+                words(y).into_iter().collect(),
+            );
             match x.union(&y).count() {
                 0 => 1.0,
                 union => x.intersection(&y).count() as f64 / union as f64,

@@ -13,7 +13,11 @@ use libfuzzer_sys::fuzz_target;
 fuzz_target!(|bytes: &[u8]| {
     let [a, b] = columns(bytes);
     let (left, right) = (text_column(&a), text_column(&b));
-    let rows: Vec<_> = a.iter().zip(&b).map(|(x, y)| x.as_deref().zip(y.as_deref())).collect();
+    let rows: Vec<_> = a
+        .iter()
+        .zip(&b)
+        .map(|(x, y)| x.as_deref().zip(y.as_deref()))
+        .collect();
     for unit in [Unit::Char, Unit::Word] {
         let expected: Vec<Option<u32>> = rows
             .iter()

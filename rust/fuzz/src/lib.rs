@@ -13,11 +13,70 @@ use regex::Regex;
 /// What bytes from 128 on stand for in a text: letters, marks, digits and signs of many scripts, joiners,
 /// every kind of white space, and the ends of the planes.
 const OTHERS: [char; 64] = [
-    'é', 'É', 'ß', 'ÿ', 'µ', '·', '«', '°', '\u{300}', '\u{301}', 'α', 'Ω', 'ж', 'Я', 'א', 'ש', 'ع',
-    'ي', '\u{64e}', '٣', 'क', '\u{93f}', '५', 'ก', '\u{e31}', '๑', 'ກ', '\u{eb1}', 'ក', '\u{17d2}',
-    'မ', '\u{102c}', 'あ', 'ん', 'ア', '\u{3099}', 'ー', '漢', '字', '〇', '々', '한', '、', '。', '「',
-    '\u{200c}', '\u{200d}', '\u{a0}', '\u{2003}', '\u{2028}', '\u{3000}', '\u{85}', '\u{ad}', '—',
-    '…', '’', '₃', 'Ⅷ', '👍', '🏽', '𝒳', '𠀀', '\u{ffff}', '\u{10ffff}',
+    'é',
+    'É',
+    'ß',
+    'ÿ',
+    'µ',
+    '·',
+    '«',
+    '°',
+    '\u{300}',
+    '\u{301}',
+    'α',
+    'Ω',
+    'ж',
+    'Я',
+    'א',
+    'ש',
+    'ع',
+    'ي',
+    '\u{64e}',
+    '٣',
+    'क',
+    '\u{93f}',
+    '५',
+    'ก',
+    '\u{e31}',
+    '๑',
+    'ກ',
+    '\u{eb1}',
+    'ក',
+    '\u{17d2}',
+    'မ',
+    '\u{102c}',
+    'あ',
+    'ん',
+    'ア',
+    '\u{3099}',
+    'ー',
+    '漢',
+    '字',
+    '〇',
+    '々',
+    '한',
+    '、',
+    '。',
+    '「',
+    '\u{200c}',
+    '\u{200d}',
+    '\u{a0}',
+    '\u{2003}',
+    '\u{2028}',
+    '\u{3000}',
+    '\u{85}',
+    '\u{ad}',
+    '—',
+    '…',
+    '’',
+    '₃',
+    'Ⅷ',
+    '👍',
+    '🏽',
+    '𝒳',
+    '𠀀',
+    '\u{ffff}',
+    '\u{10ffff}',
 ];
 
 /// `bytes` if they are UTF-8, else a character for each.
@@ -54,7 +113,9 @@ pub fn columns(bytes: &[u8]) -> [Vec<Option<Cow<'_, str>>>; 2] {
 }
 
 pub fn text_column(rows: &[Option<Cow<str>>]) -> TextColumn {
-    let array: ArrayRef = Arc::new(StringViewArray::from_iter(rows.iter().map(Option::as_deref)));
+    let array: ArrayRef = Arc::new(StringViewArray::from_iter(
+        rows.iter().map(Option::as_deref),
+    ));
     TextColumn::new("texts", &DataType::Utf8View, &[array]).expect("a column of text")
 }
 
@@ -65,8 +126,7 @@ pub fn run<T>(f: impl FnOnce(&mut Scratch, &Stop) -> clair_core::Result<T>) -> T
 
 /// The rule of words as one expression of another engine.
 static WORDS: LazyLock<Regex> = LazyLock::new(|| {
-    let alone =
-        r"\p{Han}\p{Hiragana}\p{Katakana}\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}";
+    let alone = r"\p{Han}\p{Hiragana}\p{Katakana}\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}";
     Regex::new(&format!(r"[\w--[{alone}]]+|[^\s--[\w--[{alone}]]]")).expect("the expression")
 });
 
