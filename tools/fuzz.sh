@@ -37,6 +37,8 @@ for target in $targets; do
     [ -x "$program" ] || { echo "fuzz: there is no target '$target'" >&2; exit 2; }
     ln -sf "$program" "$folder/$target"
     mkdir -p "$folder/corpus/$target" "$folder/artifacts/$target"
+    # Two long texts of one another's words to begin with: kernels have ways of their own for these.
+    { head -c 1800 README.md; printf '\377'; sed -n 20,60p README.md; } >"$folder/corpus/$target/readme"
     log=$folder/$target.log
     if "$program" -max_total_time="$seconds" -max_len=4096 -len_control=20 -timeout=20 -rss_limit_mb=4096 \
         -artifact_prefix="$folder/artifacts/$target/" "$folder/corpus/$target" >"$log" 2>&1; then

@@ -13,7 +13,8 @@ def readable(values: Any, name: str) -> Any:
     """Arrow data as it is; a sequence of `str` and `None`, or numpy's or pandas' own containers of such,
     as Arrow data.
 
-    Raises: `TypeError`, with the name of the column, for anything else.
+    Raises: `TypeError` for anything else, `ValueError` for a `str` that UTF-8 cannot hold; both name the
+    column.
     """
     if _is_arrow(values):
         return values
@@ -41,7 +42,21 @@ def readable(values: Any, name: str) -> Any:
             )
     from arro3.core import Array, DataType
 
-    return Array(rows, type=DataType.large_utf8())
+    try:
+        return Array(rows, type=DataType.large_utf8())
+    except UnicodeEncodeError:
+        row = next(row for row, value in enumerate(rows) if value is not None and not _is_utf8(value))
+        raise ValueError(
+            f"`{name}` holds half of a surrogate pair in row {row}, which UTF-8 cannot say"
+        ) from None
+
+
+def _is_utf8(value: str) -> bool:
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _is_arrow(values: Any) -> bool:
