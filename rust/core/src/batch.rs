@@ -16,22 +16,22 @@ use crate::stop::Stop;
 /// Rows or columns of a table that is batched.
 const MAX_LENGTH: usize = 1 << 15;
 /// Words that the recorded steps of one group may take.
-const RECORD_WORDS: usize = 1 << 21;
+const RECORD_WORDS: usize = 1 << 19;
 /// A vector step costs as much as this many steps of a single pair, in halves.
 const STEP_COST: usize = 5;
 
 /// The symbols of one side of a pair.
 #[derive(Debug, Clone, Copy)]
 pub enum Symbols<'s> {
-    /// ASCII text, and the number of each character.
-    Ascii(&'s [u8], &'s [u8; 128]),
+    /// One byte a symbol, and the number of each byte.
+    Bytes(&'s [u8], &'s [u8; 256]),
     Numbers(&'s [u16]),
 }
 
 impl Symbols<'_> {
     pub fn len(&self) -> usize {
         match self {
-            Self::Ascii(text, _) => text.len(),
+            Self::Bytes(bytes, _) => bytes.len(),
             Self::Numbers(numbers) => numbers.len(),
         }
     }
@@ -42,9 +42,9 @@ impl Symbols<'_> {
 
     fn to_vec(self) -> Vec<u32> {
         match self {
-            Self::Ascii(text, numbers) => text
+            Self::Bytes(bytes, numbers) => bytes
                 .iter()
-                .map(|byte| u32::from(numbers[usize::from(byte & 127)]))
+                .map(|&byte| u32::from(numbers[usize::from(byte)]))
                 .collect(),
             Self::Numbers(numbers) => numbers.iter().map(|&n| u32::from(n)).collect(),
         }

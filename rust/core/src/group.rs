@@ -113,9 +113,9 @@ impl Group {
             let prefix = rows - a.len();
             let into = lane * rows + prefix..(lane + 1) * rows;
             match a {
-                Symbols::Ascii(text, numbers) => {
-                    for (place, byte) in self.low[into].iter_mut().zip(*text) {
-                        *place = numbers[usize::from(byte & 127)];
+                Symbols::Bytes(bytes, numbers) => {
+                    for (place, &byte) in self.low[into].iter_mut().zip(*bytes) {
+                        *place = numbers[usize::from(byte)];
                     }
                 }
                 Symbols::Numbers(numbers) => {
@@ -133,9 +133,9 @@ impl Group {
                 .chunks_exact_mut(lanes)
                 .map(|column| &mut column[lane]);
             match b {
-                Symbols::Ascii(text, numbers) => {
-                    for (place, byte) in places.zip(*text) {
-                        *place = UP | u64::from(numbers[usize::from(byte & 127)]);
+                Symbols::Bytes(bytes, numbers) => {
+                    for (place, &byte) in places.zip(*bytes) {
+                        *place = UP | u64::from(numbers[usize::from(byte)]);
                     }
                 }
                 Symbols::Numbers(numbers) => {

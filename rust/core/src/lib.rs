@@ -5,15 +5,18 @@
 
 pub mod batch;
 pub mod bpe;
+mod chars;
 pub mod columns;
 pub mod cpu;
 pub mod diff;
 mod error;
 mod group;
+pub mod interned;
 pub mod kernel;
 mod lanes;
 pub mod levenshtein;
 pub mod pair;
+pub mod pairs;
 pub mod script;
 pub mod stop;
 pub mod table;

@@ -1,0 +1,266 @@
+//! Words as small numbers.
+
+use std::hash::{BuildHasher, RandomState};
+use std::sync::LazyLock;
+
+use xxhash_rust::xxh3::xxh3_64_with_seed;
+
+use crate::words::{Word, Words};
+
+/// Bytes of a word that are compared as one number.
+const SHORT: u32 = 16;
+/// Places that are kept for the next pair at most.
+const KEPT: usize = 1 << 16;
+
+/// Chosen anew in each process, so that no text can be made whose words all fall on one place.
+static SEEDS: LazyLock<[u64; 2]> = LazyLock::new(|| {
+    let random = RandomState::new();
+    [random.hash_one(0), random.hash_one(1)]
+});
+
+/// The words of a pair with their numbers: open addressing with linear steps. Used again from pair to pair.
+#[derive(Debug, Default)]
+pub struct WordTable {
+    places: Vec<Place>,
+    /// Places that bear this mark are taken; all others are free.
+    mark: u32,
+    distinct: u32,
+}
+
+#[derive(Debug, Clone, Copy, Default)]
+struct Place {
+    /// The word itself, filled up with zeros; beyond `SHORT` bytes its hash.
+    key: u128,
+    number: u32,
+    mark: u32,
+    length: u32,
+    start: u32,
+}
+
+impl WordTable {
+    fn clear(&mut self, words: usize) {
+        let room = (2 * words).next_power_of_two().max(64);
+        let too_large = self.places.len() > KEPT && self.places.len() > 8 * room;
+        if self.places.len() < room || too_large || self.mark == u32::MAX {
+            self.places = vec![Place::default(); room];
+            self.mark = 0;
+        }
+        self.mark += 1;
+        self.distinct = 0;
+    }
+
+    /// The number of `word`, which stands in the last of `texts`; those below `firsts` stand in the first.
+    #[inline]
+    fn number(&mut self, word: &Word, text: &str, first: &str, firsts: u32) -> u32 {
+        let length = word.end - word.start;
+        let (key, hash) = key_of(text.as_bytes(), word);
+        let last = self.places.len() - 1;
+        let mut at = hash as usize & last;
+        loop {
+            let place = &mut self.places[at];
+            if place.mark != self.mark {
+                *place = Place {
+                    key,
+                    number: self.distinct,
+                    mark: self.mark,
+                    length,
+                    start: word.start,
+                };
+                self.distinct += 1;
+                return place.number;
+            }
+            if place.key == key && place.length == length {
+                let known = if place.number < firsts { first } else { text };
+                let start = place.start as usize;
+                if length <= SHORT || known[start..start + length as usize] == *word.of(text) {
+                    return place.number;
+                }
+            }
+            at = (at + 1) & last;
+        }
+    }
+}
+
+/// What a word is compared by, and its hash.
+#[inline]
+fn key_of(text: &[u8], word: &Word) -> (u128, u64) {
+    let (start, end) = (word.start as usize, word.end as usize);
+    let length = word.end - word.start;
+    let [seed, other] = *SEEDS;
+    if length > SHORT {
+        let hash = xxh3_64_with_seed(&text[start..end], seed);
+        return (u128::from(hash), hash);
+    }
+    let key = match text[start..].first_chunk::<{ SHORT as usize }>() {
+        Some(bytes) => u128::from_le_bytes(*bytes) & u128::MAX >> (128 - 8 * length),
+        None => {
+            let mut bytes = [0; SHORT as usize];
+            bytes[..end - start].copy_from_slice(&text[start..end]);
+            u128::from_le_bytes(bytes)
+        }
+    };
+    let low = key as u64 ^ seed;
+    let high = (key >> 64) as u64 ^ other ^ u64::from(length);
+    let product = u128::from(low) * u128::from(high);
+    (key, product as u64 ^ (product >> 64) as u64)
+}
+
+/// The words of two texts as numbers: equal words have equal numbers, counted from 0 without gaps.
+#[derive(Debug)]
+pub struct Interned {
+    pub a: Vec<u32>,
+    pub b: Vec<u32>,
+    /// Different words of `a`; their numbers come first.
+    pub distinct_a: usize,
+    /// Different words of both together.
+    pub distinct: usize,
+}
+
+impl Interned {
+    pub fn new(a_text: &str, a: &Words, b_text: &str, b: &Words, table: &mut WordTable) -> Self {
+        table.clear(a.words.len() + b.words.len());
+        let number = |word| table.number(word, a_text, a_text, u32::MAX);
+        let a_ids: Vec<u32> = a.words.iter().map(number).collect();
+        let firsts = table.distinct;
+        let number = |word| table.number(word, b_text, a_text, firsts);
+        let b_ids: Vec<u32> = b.words.iter().map(number).collect();
+        Self {
+            a: a_ids,
+            b: b_ids,
+            distinct_a: firsts as usize,
+            distinct: table.distinct as usize,
+        }
+    }
+
+    /// |A ∩ B| / |A ∪ B| over the sets of words, 1 when both are empty.
+    pub fn jaccard(&self) -> f64 {
+        jaccard(self.shared().1, self.distinct)
+    }
+
+    /// For each word of `a` by its number whether `b` has it too, and how many do.
+    fn shared(&self) -> (Vec<bool>, usize) {
+        let mut in_both = vec![false; self.distinct_a];
+        for &id in &self.b {
+            if let Some(seen) = in_both.get_mut(id as usize) {
+                *seen = true;
+            }
+        }
+        let count = in_both.iter().filter(|&&seen| seen).count();
+        (in_both, count)
+    }
+
+    /// Both sides in as few numbers as comparing them needs: 0 for words of `a` alone, 1 for those of `b`
+    /// alone, and from 2 on for shared ones. None where there are `most` numbers or more.
+    pub fn dense(&self, most: usize) -> Option<Dense> {
+        let (in_both, shared) = self.shared();
+        if shared + 2 > most.min(1 << 16) {
+            return None;
+        }
+        let mut next = 1;
+        let numbers: Vec<u16> = in_both
+            .iter()
+            .map(|&both| {
+                next += u16::from(both);
+                if both { next } else { 0 }
+            })
+            .collect();
+        let number = |&id: &u32| match numbers.get(id as usize) {
+            Some(&number) => number,
+            None => 1,
+        };
+        Some(Dense {
+            a: self.a.iter().map(number).collect(),
+            b: self.b.iter().map(number).collect(),
+            kinds: shared + 2,
+        })
+    }
+}
+
+/// See `Interned::dense`.
+#[derive(Debug, Default)]
+pub struct Dense {
+    pub a: Vec<u16>,
+    pub b: Vec<u16>,
+    pub kinds: usize,
+}
+
+fn jaccard(shared: usize, distinct: usize) -> f64 {
+    if distinct == 0 {
+        1.0
+    } else {
+        shared as f64 / distinct as f64
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::{HashMap, HashSet};
+
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::words::split;
+
+    fn list(text: &str) -> Vec<String> {
+        let words = split(text).unwrap().words;
+        words.iter().map(|w| w.of(text).to_owned()).collect()
+    }
+
+    fn interned(a: &str, b: &str) -> Interned {
+        let (x, y) = (split(a).unwrap(), split(b).unwrap());
+        Interned::new(a, &x, b, &y, &mut WordTable::default())
+    }
+
+    #[test]
+    fn jaccard_of_edges() {
+        assert_eq!(interned("", " ").jaccard(), 1.0);
+        assert_eq!(interned("a", "").jaccard(), 0.0);
+        assert_eq!(interned("a b a", "b c").jaccard(), 1.0 / 3.0);
+    }
+
+    #[test]
+    fn words_of_every_length() {
+        let word = |n: usize| "x".repeat(n);
+        let text: String = (1..40).map(|n| word(n) + " ").collect();
+        let found = interned(&text, &(text.clone() + &word(41)));
+        assert_eq!(found.a, (0..39).collect::<Vec<_>>());
+        assert_eq!(found.b, (0..40).collect::<Vec<_>>());
+    }
+
+    proptest! {
+        #[test]
+        fn numbers_are_equal_where_words_are(a in crate::testing::text(), b in crate::testing::text()) {
+            let found = interned(&a, &b);
+            let mut numbers = HashMap::new();
+            let mut number = |text: &str| -> Vec<u32> {
+                list(text)
+                    .into_iter()
+                    .map(|word| {
+                        let next = numbers.len() as u32;
+                        *numbers.entry(word).or_insert(next)
+                    })
+                    .collect()
+            };
+            prop_assert_eq!(&found.a, &number(&a));
+            prop_assert_eq!(&found.b, &number(&b));
+            prop_assert_eq!(found.distinct, numbers.len());
+            let dense = found.dense(usize::MAX).unwrap();
+            for (i, x) in found.a.iter().enumerate() {
+                for (j, y) in found.b.iter().enumerate() {
+                    prop_assert_eq!(x == y, dense.a[i] == dense.b[j]);
+                }
+            }
+            prop_assert!(dense.a.iter().chain(&dense.b).all(|&n| usize::from(n) < dense.kinds));
+        }
+
+        #[test]
+        fn jaccard_equals_sets(a in crate::testing::text(), b in crate::testing::text()) {
+            let (x, y): (HashSet<_>, HashSet<_>) =
+                (list(&a).into_iter().collect(), list(&b).into_iter().collect());
+            let union = x.union(&y).count();
+            let expected =
+                if union == 0 { 1.0 } else { x.intersection(&y).count() as f64 / union as f64 };
+            prop_assert_eq!(interned(&a, &b).jaccard(), expected);
+        }
+    }
+}
