@@ -6,12 +6,11 @@ use arrow_array::cast::AsArray;
 use arrow_array::types::UInt32Type;
 use clair_core::stop::Stop;
 use clair_core::{bpe, table};
-use clair_fuzz::{columns, text_column};
+use clair_fuzz::column;
 use libfuzzer_sys::fuzz_target;
 
 fuzz_target!(|bytes: &[u8]| {
-    let [texts, _] = columns(bytes);
-    let column = text_column(&texts);
+    let (texts, column) = column(bytes);
     for name in bpe::ENCODINGS {
         let oracle = match name {
             "cl100k_base" => bpe_openai::cl100k_base(),

@@ -1,38 +1,48 @@
-//! Distances of whole columns, which may be taken several pairs at a time, against the plain table.
+//! Distances of several pairs at once, with every kernel that the machine has, against the plain table.
 
 #![no_main]
 
-use arrow_array::cast::AsArray;
-use arrow_array::types::UInt32Type;
+use clair_core::cpu::Kernel;
 use clair_core::levenshtein::plain;
+use clair_core::pairs::Batch;
 use clair_core::stop::Stop;
-use clair_core::table::{self, Unit};
-use clair_fuzz::{code_points, columns, numbered, text_column};
+use clair_fuzz::{code_points, numbered, pairs};
 use libfuzzer_sys::fuzz_target;
 
 fuzz_target!(|bytes: &[u8]| {
-    let [a, b] = columns(bytes);
-    let (left, right) = (text_column(&a), text_column(&b));
-    let rows: Vec<_> = a
+    let pairs = pairs(bytes);
+    let texts: Vec<_> = pairs
         .iter()
-        .zip(&b)
-        .map(|(x, y)| x.as_deref().zip(y.as_deref()))
+        .map(|(a, b)| (a.as_ref(), b.as_ref()))
         .collect();
-    for unit in [Unit::Char, Unit::Word] {
-        let expected: Vec<Option<u32>> = rows
-            .iter()
-            .map(|row| {
-                row.map(|(x, y)| match unit {
-                    Unit::Char => plain(&code_points(x), &code_points(y)),
-                    Unit::Word => {
-                        let (x, y) = numbered(x, y);
-                        plain(&x, &y)
-                    }
-                })
-            })
-            .collect();
-        let found = table::levenshtein(&left, &right, unit, &Stop::new()).expect("distances");
-        let found: Vec<Option<u32>> = found.as_primitive::<UInt32Type>().iter().collect();
-        assert_eq!(found, expected, "{unit:?}");
+    let chars: Vec<u32> = texts
+        .iter()
+        .map(|(a, b)| plain(&code_points(a), &code_points(b)))
+        .collect();
+    let words: Vec<u32> = texts
+        .iter()
+        .map(|(a, b)| {
+            let (a, b) = numbered(a, b);
+            plain(&a, &b)
+        })
+        .collect();
+    for kernel in Kernel::available() {
+        let (mut batch, stop) = (Batch::new(kernel), Stop::new());
+        assert_eq!(
+            batch.levenshtein_chars(&texts, &stop).unwrap(),
+            chars,
+            "{kernel:?}"
+        );
+        assert_eq!(
+            batch.levenshtein_words(&texts, &stop).unwrap(),
+            words,
+            "{kernel:?}"
+        );
+        // Buffers that were used are as good as new ones.
+        assert_eq!(
+            batch.levenshtein_chars(&texts, &stop).unwrap(),
+            chars,
+            "{kernel:?}"
+        );
     }
 });

@@ -100,23 +100,26 @@ pub fn two(bytes: &[u8]) -> (Cow<'_, str>, Cow<'_, str>) {
     (next(), next())
 }
 
-/// Rows of two columns, parted by bytes 255; where a row begins with a byte 254 it is null.
-pub fn columns(bytes: &[u8]) -> [Vec<Option<Cow<'_, str>>>; 2] {
-    let mut sides = [Vec::new(), Vec::new()];
-    for (index, part) in bytes.split(|&byte| byte == 255).enumerate() {
-        sides[index % 2].push((part.first() != Some(&254)).then(|| text(part)));
-    }
-    if sides[1].len() < sides[0].len() {
-        sides[1].push(None);
-    }
-    sides
+/// Pairs of texts, all parted by bytes 255.
+pub fn pairs(bytes: &[u8]) -> Vec<(Cow<'_, str>, Cow<'_, str>)> {
+    let texts: Vec<_> = bytes.split(|&byte| byte == 255).map(text).collect();
+    texts
+        .chunks_exact(2)
+        .map(|pair| (pair[0].clone(), pair[1].clone()))
+        .collect()
 }
 
-pub fn text_column(rows: &[Option<Cow<str>>]) -> TextColumn {
+/// A column of texts that are parted by bytes 255; where one begins with a byte 254 it is null.
+pub fn column(bytes: &[u8]) -> (Vec<Option<Cow<'_, str>>>, TextColumn) {
+    let rows: Vec<Option<Cow<str>>> = bytes
+        .split(|&byte| byte == 255)
+        .map(|part| (part.first() != Some(&254)).then(|| text(part)))
+        .collect();
     let array: ArrayRef = Arc::new(StringViewArray::from_iter(
         rows.iter().map(Option::as_deref),
     ));
-    TextColumn::new("texts", &DataType::Utf8View, &[array]).expect("a column of text")
+    let column = TextColumn::new("texts", &DataType::Utf8View, &[array]).expect("a column of text");
+    (rows, column)
 }
 
 /// `f` with what the functions of `pair` want.
