@@ -5,6 +5,8 @@
 //! of these bits is one word: whether a column's symbol equals each row's is then a few logic operations for
 //! all lanes, without a table to look into. The recurrence and the band are those of `kernel`.
 
+use std::cmp::Reverse;
+
 use crate::Result;
 use crate::cpu::Kernel;
 use crate::group::{Group, MAX_KINDS, WORD, lanes, shape};
@@ -12,6 +14,7 @@ use crate::kernel;
 use crate::levenshtein;
 use crate::script::{self, Unit};
 use crate::stop::Stop;
+use crate::work::{Lent, each};
 
 /// Rows or columns of a table that is batched.
 const MAX_LENGTH: usize = 1 << 15;
@@ -75,18 +78,17 @@ impl<'s> Pair<'s> {
 /// Buffers that are used again from batch to batch.
 #[derive(Debug, Default)]
 pub struct Scratch {
-    group: Group,
-    pub single: kernel::Scratch,
+    groups: Lent<Group>,
+    pub single: Lent<kernel::Scratch>,
 }
 
 /// The Levenshtein distance of each pair.
 pub fn distances(
     pairs: &[Pair],
     kernel: Kernel,
-    scratch: &mut Scratch,
+    scratch: &Scratch,
     stop: &Stop,
 ) -> Result<Vec<u32>> {
-    let mut found = vec![0; pairs.len()];
     let reach = |pair: &Pair| {
         let (rows, cols) = pair.sides();
         let apart = cols.len() - rows.len();
@@ -100,63 +102,93 @@ pub fn distances(
             rows: rows.len(),
             cols: cols.len(),
             width: (left + right + 1).min(cols.len()),
+            right: right.min(cols.len()) as isize,
         }
     };
-    let plan = plan(pairs, kernel, size, usize::MAX);
-    for members in plan.groups {
+    let group = |members: &[usize]| {
         let sides: Vec<_> = members.iter().map(|&i| pairs[i].sides()).collect();
         let kinds = members.iter().map(|&i| pairs[i].kinds).max().unwrap_or(0);
         let reaches = members.iter().map(|&i| reach(&pairs[i]));
         let widest = reaches.fold((0, 0), |(l, r), (left, right)| (l.max(left), r.max(right)));
-        scratch.group.load(kernel, &sides, kinds);
-        scratch.group.run(kernel, widest, false, stop)?;
-        for (&i, &value) in members.iter().zip(&scratch.group.values) {
-            found[i] = value as u32;
-        }
-    }
-    for i in plan.single {
-        let pair = &pairs[i];
+        scratch.groups.with(|group| {
+            group.load(kernel, &sides, kinds);
+            group.run(kernel, widest, false, stop)?;
+            Ok(group.values.iter().map(|&value| value as u32).collect())
+        })
+    };
+    let single = |pair: &Pair| {
         let (a, b) = (pair.a.to_vec(), pair.b.to_vec());
-        found[i] = levenshtein::distance(&a, &b, Some(pair.bound), &mut scratch.single, stop)?;
-    }
-    Ok(found)
+        let bound = Some(pair.bound);
+        scratch
+            .single
+            .with(|single| levenshtein::distance(&a, &b, bound, single, stop))
+    };
+    run(pairs, &plan(pairs, kernel, size, usize::MAX), group, single)
 }
 
 /// The minimal edit script of each pair, the same that `script::script` gives.
 pub fn scripts(
     pairs: &[Pair],
     kernel: Kernel,
-    scratch: &mut Scratch,
+    scratch: &Scratch,
     stop: &Stop,
 ) -> Result<Vec<Vec<Unit>>> {
-    let mut found = vec![Vec::new(); pairs.len()];
     let size = |pair: &Pair| Size {
         rows: pair.a.len(),
         cols: pair.b.len(),
         width: pair.b.len(),
+        right: pair.b.len() as isize - pair.a.len() as isize,
     };
-    let plan = plan(pairs, kernel, size, RECORD_WORDS);
-    for members in plan.groups {
+    let group = |members: &[usize]| {
         let sides: Vec<_> = members.iter().map(|&i| (pairs[i].a, pairs[i].b)).collect();
         let kinds = members.iter().map(|&i| pairs[i].kinds).max().unwrap_or(0);
-        let group = &mut scratch.group;
-        group.load(kernel, &sides, kinds);
-        group.run(kernel, (MAX_LENGTH, MAX_LENGTH), true, stop)?;
-        for (lane, &i) in members.iter().enumerate() {
-            let (a, b) = sides[lane];
-            found[i] = match (a, b) {
-                (Symbols::Numbers(a), Symbols::Numbers(b)) => {
-                    script::follow(a, b, |row, col| group.vertical(lane, row, col))
-                }
-                _ => script::follow(&a.to_vec(), &b.to_vec(), |row, col| {
-                    group.vertical(lane, row, col)
-                }),
-            };
+        scratch.groups.with(|group| {
+            group.load(kernel, &sides, kinds);
+            group.run(kernel, (MAX_LENGTH, MAX_LENGTH), true, stop)?;
+            let lanes = sides.iter().enumerate();
+            Ok(lanes
+                .map(|(lane, &(a, b))| {
+                    let vertical = |row, col| group.vertical(lane, row, col);
+                    match (a, b) {
+                        (Symbols::Numbers(a), Symbols::Numbers(b)) => {
+                            script::follow(a, b, vertical)
+                        }
+                        _ => script::follow(&a.to_vec(), &b.to_vec(), vertical),
+                    }
+                })
+                .collect())
+        })
+    };
+    let single = |pair: &Pair| {
+        let (a, b) = (pair.a.to_vec(), pair.b.to_vec());
+        scratch
+            .single
+            .with(|single| script::script(&a, &b, single, stop))
+    };
+    run(
+        pairs,
+        &plan(pairs, kernel, size, RECORD_WORDS),
+        group,
+        single,
+    )
+}
+
+/// The results of `group` and `single` for what the plan says, in the order of the pairs.
+fn run<T: Default + Clone + Send>(
+    pairs: &[Pair],
+    plan: &[Vec<usize>],
+    group: impl Fn(&[usize]) -> Result<Vec<T>> + Sync + Send,
+    single: impl Fn(&Pair) -> Result<T> + Sync + Send,
+) -> Result<Vec<T>> {
+    let done = each(plan, 1, |members: &Vec<usize>| match members[..] {
+        [one] => Ok(vec![single(&pairs[one])?]),
+        _ => group(members),
+    })?;
+    let mut found = vec![T::default(); pairs.len()];
+    for (members, results) in plan.iter().zip(done) {
+        for (&i, result) in members.iter().zip(results) {
+            found[i] = result;
         }
-    }
-    for i in plan.single {
-        let (a, b) = (pairs[i].a.to_vec(), pairs[i].b.to_vec());
-        found[i] = script::script(&a, &b, &mut scratch.single, stop)?;
     }
     Ok(found)
 }
@@ -165,30 +197,31 @@ pub fn scripts(
 struct Size {
     rows: usize,
     cols: usize,
-    /// Columns of the band.
+    /// Columns of the band, and how far it reaches to the right of the main diagonal.
     width: usize,
+    right: isize,
 }
 
-struct Plan {
-    groups: Vec<Vec<usize>>,
-    /// Pairs that are better done by themselves.
-    single: Vec<usize>,
-}
-
-/// Groups of pairs of similar size.
-fn plan(pairs: &[Pair], kernel: Kernel, size: impl Fn(&Pair) -> Size, record_words: usize) -> Plan {
+/// Groups of pairs of similar size; a pair that is better done by itself is a group of its own.
+fn plan(
+    pairs: &[Pair],
+    kernel: Kernel,
+    size: impl Fn(&Pair) -> Size,
+    record_words: usize,
+) -> Vec<Vec<usize>> {
     let lanes = lanes(kernel);
     let sizes: Vec<Size> = pairs.iter().map(size).collect();
     let fits = |&i: &usize| {
         let Size { rows, cols, .. } = sizes[i];
         lanes > 1 && rows.max(cols) <= MAX_LENGTH && pairs[i].kinds <= MAX_KINDS
     };
-    let (mut batched, mut single): (Vec<usize>, Vec<usize>) = (0..pairs.len()).partition(fits);
-    batched.sort_unstable_by_key(|&i| sizes[i].rows);
-    for part in batched.chunks_mut(lanes * lanes) {
-        part.sort_unstable_by_key(|&i| sizes[i].width);
+    let (mut batched, single): (Vec<usize>, Vec<usize>) = (0..pairs.len()).partition(fits);
+    // The longest first, so that no core is left with them at the end.
+    batched.sort_unstable_by_key(|&i| Reverse(sizes[i].rows));
+    for part in batched.chunks_mut(4 * lanes) {
+        part.sort_unstable_by_key(|&i| sizes[i].right);
     }
-    let mut groups = Vec::new();
+    let mut plan: Vec<Vec<usize>> = single.into_iter().map(|i| vec![i]).collect();
     for members in batched.chunks(lanes) {
         let (rows, cols) = shape(members.iter().map(|&i| (sizes[i].rows, sizes[i].cols)));
         let widest = members.iter().map(|&i| sizes[i].width).max().unwrap_or(0);
@@ -198,13 +231,13 @@ fn plan(pairs: &[Pair], kernel: Kernel, size: impl Fn(&Pair) -> Size, record_wor
             .map(|&i| sizes[i].rows.div_ceil(WORD) * sizes[i].width)
             .sum();
         let recorded = Group::record_words(rows, cols, lanes);
-        if steps * STEP_COST <= alone * 2 && recorded <= record_words {
-            groups.push(members.to_vec());
+        if members.len() > 1 && steps * STEP_COST <= alone * 2 && recorded <= record_words {
+            plan.push(members.to_vec());
         } else {
-            single.extend(members);
+            plan.extend(members.iter().map(|&i| vec![i]));
         }
     }
-    Plan { groups, single }
+    plan
 }
 
 #[cfg(test)]
@@ -255,12 +288,12 @@ mod tests {
             let expected: Vec<u32> =
                 texts.iter().map(|(a, b)| plain(&wide(a), &wide(b))).collect();
             for kernel in Kernel::available() {
-                let mut scratch = Scratch::default();
+                let scratch = Scratch::default();
                 for pairs in [
                     given(&texts, |a, b| a.len().max(b.len())),
                     given(&texts, |a, b| plain(a, b) as usize + more),
                 ] {
-                    let found = distances(&pairs, kernel, &mut scratch, &Stop::new()).unwrap();
+                    let found = distances(&pairs, kernel, &scratch, &Stop::new()).unwrap();
                     prop_assert_eq!(&found, &expected, "{:?}", kernel);
                 }
             }
@@ -269,16 +302,16 @@ mod tests {
         #[test]
         fn scripts_equal_those_of_single_pairs(texts in pairs(40, 600)) {
             let pairs = given(&texts, |a, b| a.len().max(b.len()));
-            let mut scratch = Scratch::default();
+            let scratch = Scratch::default();
             let expected: Vec<Vec<Unit>> = pairs
                 .iter()
                 .map(|p| {
                     let (a, b) = (p.a.to_vec(), p.b.to_vec());
-                    script::script(&a, &b, &mut scratch.single, &Stop::new()).unwrap()
+                    scratch.single.with(|single| script::script(&a, &b, single, &Stop::new())).unwrap()
                 })
                 .collect();
             for kernel in Kernel::available() {
-                let found = scripts(&pairs, kernel, &mut scratch, &Stop::new()).unwrap();
+                let found = scripts(&pairs, kernel, &scratch, &Stop::new()).unwrap();
                 prop_assert_eq!(&found, &expected, "{:?}", kernel);
             }
         }
@@ -307,7 +340,7 @@ mod tests {
             let pairs = given(&texts, |a, b| plain(a, b) as usize);
             for kernel in Kernel::available() {
                 let found =
-                    distances(&pairs, kernel, &mut Scratch::default(), &Stop::new()).unwrap();
+                    distances(&pairs, kernel, &Scratch::default(), &Stop::new()).unwrap();
                 prop_assert_eq!(&found, &expected, "{:?}", kernel);
             }
         }
@@ -322,8 +355,7 @@ mod tests {
             let expected = plain(&wide(&texts[0].0), &wide(&texts[0].1));
             let pairs = given(&texts, |a, b| a.len().max(b.len()));
             for kernel in Kernel::available() {
-                let found =
-                    distances(&pairs, kernel, &mut Scratch::default(), &Stop::new()).unwrap();
+                let found = distances(&pairs, kernel, &Scratch::default(), &Stop::new()).unwrap();
                 assert_eq!(found, [expected; 8], "{kernel:?} {length}");
             }
         }

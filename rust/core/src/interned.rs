@@ -22,17 +22,25 @@ static SEEDS: LazyLock<[u64; 2]> = LazyLock::new(|| {
 #[derive(Debug, Default)]
 pub struct WordTable {
     places: Vec<Place>,
+    /// The words by their numbers.
+    words: Vec<Known>,
     /// Places that bear this mark are taken; all others are free.
-    mark: u32,
-    distinct: u32,
+    mark: u16,
 }
 
+/// Small, so that all places of a pair fit the nearest cache.
 #[derive(Debug, Clone, Copy, Default)]
 struct Place {
+    number: u32,
+    /// Some bits of the word's hash.
+    tag: u16,
+    mark: u16,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Known {
     /// The word itself, filled up with zeros; beyond `SHORT` bytes its hash.
     key: u128,
-    number: u32,
-    mark: u32,
     length: u32,
     start: u32,
 }
@@ -41,38 +49,49 @@ impl WordTable {
     fn clear(&mut self, words: usize) {
         let room = (2 * words).next_power_of_two().max(64);
         let too_large = self.places.len() > KEPT && self.places.len() > 8 * room;
-        if self.places.len() < room || too_large || self.mark == u32::MAX {
+        if self.places.len() < room || too_large || self.mark == u16::MAX {
             self.places = vec![Place::default(); room];
             self.mark = 0;
         }
         self.mark += 1;
-        self.distinct = 0;
+        self.words.clear();
     }
 
-    /// The number of `word`, which stands in the last of `texts`; those below `firsts` stand in the first.
+    /// The number of a word of `text`; words with numbers below `firsts` stand in the text `first`.
     #[inline]
-    fn number(&mut self, word: &Word, text: &str, first: &str, firsts: u32) -> u32 {
+    fn number(&mut self, word: &Word, text: &str, first: &str, firsts: usize) -> u32 {
         let length = word.end - word.start;
         let (key, hash) = key_of(text.as_bytes(), word);
+        let tag = (hash >> 48) as u16;
         let last = self.places.len() - 1;
         let mut at = hash as usize & last;
         loop {
-            let place = &mut self.places[at];
+            let place = self.places[at];
             if place.mark != self.mark {
-                *place = Place {
-                    key,
-                    number: self.distinct,
+                let number = self.words.len() as u32;
+                self.places[at] = Place {
+                    number,
+                    tag,
                     mark: self.mark,
+                };
+                self.words.push(Known {
+                    key,
                     length,
                     start: word.start,
-                };
-                self.distinct += 1;
-                return place.number;
+                });
+                return number;
             }
-            if place.key == key && place.length == length {
-                let known = if place.number < firsts { first } else { text };
-                let start = place.start as usize;
-                if length <= SHORT || known[start..start + length as usize] == *word.of(text) {
+            if place.tag == tag {
+                let number = place.number as usize;
+                let known = &self.words[number];
+                let same = known.key == key && known.length == length;
+                if same
+                    && (length <= SHORT || {
+                        let stands_in = if number < firsts { first } else { text };
+                        let start = known.start as usize;
+                        stands_in[start..start + length as usize] == *word.of(text)
+                    })
+                {
                     return place.number;
                 }
             }
@@ -110,54 +129,55 @@ fn key_of(text: &[u8], word: &Word) -> (u128, u64) {
 pub struct Interned {
     pub a: Vec<u32>,
     pub b: Vec<u32>,
-    /// Different words of `a`; their numbers come first.
-    pub distinct_a: usize,
-    /// Different words of both together.
+    /// Different words of both together; those of `a` come first.
     pub distinct: usize,
+    /// For each different word of `a` whether `b` has it too, and how many it has.
+    in_both: Vec<bool>,
+    shared: usize,
 }
 
 impl Interned {
     pub fn new(a_text: &str, a: &Words, b_text: &str, b: &Words, table: &mut WordTable) -> Self {
         table.clear(a.words.len() + b.words.len());
-        let number = |word| table.number(word, a_text, a_text, u32::MAX);
+        let number = |word| table.number(word, a_text, a_text, usize::MAX);
         let a_ids: Vec<u32> = a.words.iter().map(number).collect();
-        let firsts = table.distinct;
-        let number = |word| table.number(word, b_text, a_text, firsts);
+        let distinct_a = table.words.len();
+        let number = |word| table.number(word, b_text, a_text, distinct_a);
         let b_ids: Vec<u32> = b.words.iter().map(number).collect();
+        let distinct = table.words.len();
+        let mut in_both = vec![false; distinct_a];
+        for &id in &b_ids {
+            if let Some(seen) = in_both.get_mut(id as usize) {
+                *seen = true;
+            }
+        }
         Self {
             a: a_ids,
             b: b_ids,
-            distinct_a: firsts as usize,
-            distinct: table.distinct as usize,
+            shared: in_both.iter().filter(|&&both| both).count(),
+            in_both,
+            distinct,
         }
     }
 
     /// |A ∩ B| / |A ∪ B| over the sets of words, 1 when both are empty.
     pub fn jaccard(&self) -> f64 {
-        jaccard(self.shared().1, self.distinct)
-    }
-
-    /// For each word of `a` by its number whether `b` has it too, and how many do.
-    fn shared(&self) -> (Vec<bool>, usize) {
-        let mut in_both = vec![false; self.distinct_a];
-        for &id in &self.b {
-            if let Some(seen) = in_both.get_mut(id as usize) {
-                *seen = true;
-            }
+        if self.distinct == 0 {
+            1.0
+        } else {
+            self.shared as f64 / self.distinct as f64
         }
-        let count = in_both.iter().filter(|&&seen| seen).count();
-        (in_both, count)
     }
 
     /// Both sides in as few numbers as comparing them needs: 0 for words of `a` alone, 1 for those of `b`
     /// alone, and from 2 on for shared ones. None where there are `most` numbers or more.
     pub fn dense(&self, most: usize) -> Option<Dense> {
-        let (in_both, shared) = self.shared();
-        if shared + 2 > most.min(1 << 16) {
+        if self.shared + 2 > most.min(1 << 16) {
             return None;
         }
         let mut next = 1;
-        let numbers: Vec<u16> = in_both
+        let numbers: Vec<u16> = self
+            .in_both
             .iter()
             .map(|&both| {
                 next += u16::from(both);
@@ -171,7 +191,7 @@ impl Interned {
         Some(Dense {
             a: self.a.iter().map(number).collect(),
             b: self.b.iter().map(number).collect(),
-            kinds: shared + 2,
+            kinds: self.shared + 2,
         })
     }
 }
@@ -182,14 +202,6 @@ pub struct Dense {
     pub a: Vec<u16>,
     pub b: Vec<u16>,
     pub kinds: usize,
-}
-
-fn jaccard(shared: usize, distinct: usize) -> f64 {
-    if distinct == 0 {
-        1.0
-    } else {
-        shared as f64 / distinct as f64
-    }
 }
 
 #[cfg(test)]

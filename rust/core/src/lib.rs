@@ -24,5 +24,6 @@ pub mod table;
 mod testing;
 mod unicode;
 pub mod words;
+pub mod work;
 
 pub use error::{Error, Result};

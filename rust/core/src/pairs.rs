@@ -7,19 +7,23 @@ use crate::cpu::Kernel;
 use crate::diff::Block;
 use crate::group::MAX_KINDS;
 use crate::interned::{Dense, WordTable};
-use crate::levenshtein::{MAX_CELLS, common_ends};
+use crate::levenshtein::{self, MAX_CELLS, common_ends};
 use crate::pair::{self, Compared, Measures};
 use crate::script;
 use crate::stop::Stop;
+use crate::work::{Lent, each};
 
 /// Two texts, the rejected one first.
 pub type Texts<'t> = (&'t str, &'t str);
+
+/// Pairs whose words one task splits at least.
+const LEAST: usize = 8;
 
 /// Measures pairs with one kernel; its buffers are used again from call to call.
 pub struct Batch {
     kernel: Kernel,
     scratch: batch::Scratch,
-    table: WordTable,
+    tables: Lent<WordTable>,
 }
 
 impl Batch {
@@ -27,17 +31,14 @@ impl Batch {
         Self {
             kernel,
             scratch: batch::Scratch::default(),
-            table: WordTable::default(),
+            tables: Lent::default(),
         }
     }
 
     /// Every measure of each pair, as `pair::measure` gives it.
-    pub fn measures(&mut self, texts: &[Texts], stop: &Stop) -> Result<Vec<Measures>> {
+    pub fn measures(&self, texts: &[Texts], stop: &Stop) -> Result<Vec<Measures>> {
         let compared = self.compare(texts, stop)?;
-        let bounds: Vec<_> = compared
-            .iter()
-            .map(|pair| Some(pair.character_bound()))
-            .collect();
+        let bounds = each(&compared, LEAST, |pair| Ok(Some(pair.character_bound())))?;
         let distances = self.characters(texts, &bounds, stop)?;
         let both = compared.iter().zip(distances);
         Ok(both
@@ -46,18 +47,18 @@ impl Batch {
     }
 
     /// The edit script of each pair in blocks of characters, as `pair::diff` gives it.
-    pub fn diffs(&mut self, texts: &[Texts], stop: &Stop) -> Result<Vec<Vec<Block>>> {
+    pub fn diffs(&self, texts: &[Texts], stop: &Stop) -> Result<Vec<Vec<Block>>> {
         let compared = self.compare(texts, stop)?;
-        Ok(compared.iter().map(Compared::blocks).collect())
+        each(&compared, LEAST, |pair| Ok(pair.blocks()))
     }
 
     /// Levenshtein distances over characters.
-    pub fn levenshtein_chars(&mut self, texts: &[Texts], stop: &Stop) -> Result<Vec<u32>> {
+    pub fn levenshtein_chars(&self, texts: &[Texts], stop: &Stop) -> Result<Vec<u32>> {
         self.characters(texts, &vec![None; texts.len()], stop)
     }
 
     /// Levenshtein distances over characters as shares of the longer text, 0 where both are empty.
-    pub fn levenshtein_ratios(&mut self, texts: &[Texts], stop: &Stop) -> Result<Vec<f64>> {
+    pub fn levenshtein_ratios(&self, texts: &[Texts], stop: &Stop) -> Result<Vec<f64>> {
         let distances = self.levenshtein_chars(texts, stop)?;
         let longest = |&(a, b): &Texts| a.chars().count().max(b.chars().count()) as u32;
         let both = distances.into_iter().zip(texts);
@@ -67,83 +68,91 @@ impl Batch {
     }
 
     /// Levenshtein distances over words.
-    pub fn levenshtein_words(&mut self, texts: &[Texts], stop: &Stop) -> Result<Vec<u32>> {
+    pub fn levenshtein_words(&self, texts: &[Texts], stop: &Stop) -> Result<Vec<u32>> {
         let compared = self.split(texts, stop)?;
         let words = Words::new(&compared);
-        let mut found = batch::distances(&words.pairs(), self.kernel, &mut self.scratch, stop)?;
-        for &i in &words.left_out {
+        let mut found = batch::distances(&words.pairs(), self.kernel, &self.scratch, stop)?;
+        let alone = each(&words.left_out, 1, |&i| {
             let ids = &compared[i].ids;
-            let single = &mut self.scratch.single;
-            found[i] = crate::levenshtein::distance(&ids.a, &ids.b, None, single, stop)?;
+            let single = |single: &mut _| levenshtein::distance(&ids.a, &ids.b, None, single, stop);
+            self.scratch.single.with(single)
+        })?;
+        for (&i, distance) in words.left_out.iter().zip(alone) {
+            found[i] = distance;
         }
         Ok(found)
     }
 
-    pub fn jaccards(&mut self, texts: &[Texts], stop: &Stop) -> Result<Vec<f64>> {
-        let compared = self.split(texts, stop)?;
-        Ok(compared.iter().map(|pair| pair.ids.jaccard()).collect())
+    pub fn jaccards(&self, texts: &[Texts], stop: &Stop) -> Result<Vec<f64>> {
+        each(texts, LEAST, |&(a, b)| {
+            stop.check()?;
+            let pair = self
+                .tables
+                .with(|table| Compared::without_script(a, b, table))?;
+            Ok(pair.ids.jaccard())
+        })
     }
 
-    fn split<'t>(&mut self, texts: &[Texts<'t>], stop: &Stop) -> Result<Vec<Compared<'t>>> {
-        let table = &mut self.table;
-        let split = |&(a, b): &Texts<'t>| {
+    fn split<'t>(&self, texts: &[Texts<'t>], stop: &Stop) -> Result<Vec<Compared<'t>>> {
+        each(texts, LEAST, |&(a, b)| {
             stop.check()?;
-            Compared::without_script(a, b, table)
-        };
-        texts.iter().map(split).collect()
+            self.tables
+                .with(|table| Compared::without_script(a, b, table))
+        })
     }
 
     /// The pairs with their word scripts.
-    fn compare<'t>(&mut self, texts: &[Texts<'t>], stop: &Stop) -> Result<Vec<Compared<'t>>> {
+    fn compare<'t>(&self, texts: &[Texts<'t>], stop: &Stop) -> Result<Vec<Compared<'t>>> {
         let mut compared = self.split(texts, stop)?;
         let words = Words::new(&compared);
-        let scripts = batch::scripts(&words.pairs(), self.kernel, &mut self.scratch, stop)?;
-        for (i, mut units) in scripts.into_iter().enumerate() {
+        let scripts = batch::scripts(&words.pairs(), self.kernel, &self.scratch, stop)?;
+        let alone = each(&words.left_out, 1, |&i| {
+            let ids = &compared[i].ids;
+            let single = |single: &mut _| script::script(&ids.a, &ids.b, single, stop);
+            self.scratch.single.with(single)
+        })?;
+        let prefixes = words.prefixes.iter();
+        for ((pair, mut units), &prefix) in compared.iter_mut().zip(scripts).zip(prefixes) {
             for unit in &mut units {
-                unit.a += words.prefixes[i];
-                unit.b += words.prefixes[i];
+                unit.a += prefix;
+                unit.b += prefix;
             }
-            compared[i].units = units;
+            pair.units = units;
         }
-        for i in words.left_out {
-            let pair = &mut compared[i];
-            let single = &mut self.scratch.single;
-            pair.units = script::script(&pair.ids.a, &pair.ids.b, single, stop)?;
+        for (&i, units) in words.left_out.iter().zip(alone) {
+            compared[i].units = units;
         }
         Ok(compared)
     }
 
     /// Character distances, each at most its bound where there is one.
     fn characters(
-        &mut self,
+        &self,
         texts: &[Texts],
         bounds: &[Option<usize>],
         stop: &Stop,
     ) -> Result<Vec<u32>> {
-        let mut found = vec![0; texts.len()];
-        let mut batched = Vec::new();
-        for (i, (&(a, b), &bound)) in texts.iter().zip(bounds).enumerate() {
+        let numbered = each(texts, LEAST, |&(a, b)| {
             stop.check()?;
             let is_large = a.len() as u64 * b.len() as u64 > MAX_CELLS;
-            match (!is_large).then(|| Characters::new(a, b)).flatten() {
-                Some(characters) => batched.push((i, characters, bound)),
-                None if bound.is_some() => {
-                    let single = &mut self.scratch.single;
-                    found[i] = pair::character_distance(a, b, bound, single, stop)?;
-                }
-                None => {
-                    let single = &mut self.scratch.single;
-                    found[i] = pair::levenshtein_chars(a, b, single, stop)?;
-                }
-            }
-        }
-        let pairs: Vec<Pair> = batched
-            .iter()
-            .map(|(_, characters, bound)| characters.pair(*bound))
-            .collect();
-        let distances = batch::distances(&pairs, self.kernel, &mut self.scratch, stop)?;
-        for ((i, ..), distance) in batched.iter().zip(distances) {
-            found[*i] = distance;
+            Ok((!is_large).then(|| Characters::new(a, b)).flatten())
+        })?;
+        let (batched, alone): (Vec<usize>, Vec<usize>) =
+            (0..texts.len()).partition(|&i| numbered[i].is_some());
+        let pair = |&i: &usize| Some(numbered[i].as_ref()?.pair(bounds[i]));
+        let pairs: Vec<Pair> = batched.iter().filter_map(pair).collect();
+        let distances = batch::distances(&pairs, self.kernel, &self.scratch, stop)?;
+        let others = each(&alone, 1, |&i| {
+            let (a, b) = texts[i];
+            self.scratch.single.with(|single| match bounds[i] {
+                Some(_) => pair::character_distance(a, b, bounds[i], single, stop),
+                None => pair::levenshtein_chars(a, b, single, stop),
+            })
+        })?;
+        let mut found = vec![0; texts.len()];
+        let done = batched.iter().zip(distances);
+        for (&i, distance) in done.chain(alone.iter().zip(others)) {
+            found[i] = distance;
         }
         Ok(found)
     }
@@ -223,7 +232,7 @@ mod tests {
                 diffs.push(pair::diff(a, b, single, &stop).unwrap());
             }
             for kernel in Kernel::available() {
-                let mut batch = Batch::new(kernel);
+                let batch = Batch::new(kernel);
                 prop_assert_eq!(&batch.measures(&texts, &stop).unwrap(), &measures, "{:?}", kernel);
                 prop_assert_eq!(&batch.diffs(&texts, &stop).unwrap(), &diffs);
                 let chars = batch.levenshtein_chars(&texts, &stop).unwrap();

@@ -14,7 +14,6 @@ use arrow_array::{
 };
 use arrow_buffer::{NullBuffer, OffsetBuffer};
 use arrow_schema::{ArrowError, DataType, Field, Fields, Schema};
-use rayon::prelude::*;
 
 use crate::columns::TextColumn;
 use crate::cpu::Kernel;
@@ -22,27 +21,25 @@ use crate::diff::Block;
 use crate::pair::{Measures, TENTHS};
 use crate::pairs::{Batch, Texts};
 use crate::stop::Stop;
+use crate::work::each;
 use crate::{Result, bpe};
 
-/// Pairs that are measured together: enough that some are of similar size, few enough that a core's cache
-/// holds what is made of them, and that there is work for every core.
-const PAIRS_AT_ONCE: usize = 512;
-const LEAST_PAIRS: usize = 64;
+/// Pairs that are measured together: enough that many are of similar size, few enough that what is made of
+/// them stays small.
+const PAIRS_AT_ONCE: usize = 2048;
 /// Bytes of text in them, whatever their number.
-const BYTES_AT_ONCE: usize = 1 << 20;
+const BYTES_AT_ONCE: usize = 4 << 20;
 /// Texts that one task counts tokens of at least.
 const TEXTS_AT_ONCE: usize = 8;
 
 /// Runs of rows whose texts are measured together.
 fn parts(a: &TextColumn, b: &TextColumn) -> Vec<Range<usize>> {
-    let tasks = 4 * rayon::current_num_threads();
-    let most = (a.len() / tasks).clamp(LEAST_PAIRS, PAIRS_AT_ONCE);
     let mut parts = Vec::new();
     let (mut start, mut bytes) = (0, 0);
     for row in 0..a.len() {
         let length = |column: &TextColumn| column.get(row).map_or(0, str::len);
         let more = length(a) + length(b);
-        if row - start >= most || (bytes + more > BYTES_AT_ONCE && row > start) {
+        if row - start >= PAIRS_AT_ONCE || (bytes + more > BYTES_AT_ONCE && row > start) {
             parts.push(start..row);
             (start, bytes) = (row, 0);
         }
@@ -53,35 +50,23 @@ fn parts(a: &TextColumn, b: &TextColumn) -> Vec<Range<usize>> {
 }
 
 /// `f` for the rows of two columns that have text in both, many at a time.
-fn pairs<T: Send>(
+fn pairs<T>(
     a: &TextColumn,
     b: &TextColumn,
     stop: &Stop,
-    f: impl Fn(&mut Batch, &[Texts], &Stop) -> Result<Vec<T>> + Sync,
+    f: impl Fn(&Batch, &[Texts], &Stop) -> Result<Vec<T>>,
 ) -> Result<Vec<Option<T>>> {
     a.check_same_length(b)?;
-    let kernel = Kernel::chosen()?;
-    let part = |batch: &mut Batch, rows: Range<usize>| -> Result<Vec<Option<T>>> {
+    let batch = Batch::new(Kernel::chosen()?);
+    let both = |row| Some((a.get(row)?, b.get(row)?));
+    let mut all = Vec::with_capacity(a.len());
+    for rows in parts(a, b) {
         stop.check()?;
-        let both = |row| Some((a.get(row)?, b.get(row)?));
         let texts: Vec<Texts> = rows.clone().filter_map(both).collect();
-        let mut found = f(batch, &texts, stop)?.into_iter();
-        let fill = |row| both(row).and_then(|_| found.next());
-        Ok(rows.map(fill).collect())
-    };
-    let parts = parts(a, b);
-    let found: Vec<Vec<Option<T>>> = if rayon::current_thread_index().is_none() {
-        let mut batch = Batch::new(kernel);
-        let each = parts.into_iter().map(|rows| part(&mut batch, rows));
-        each.collect::<Result<_>>()?
-    } else {
-        parts
-            .into_par_iter()
-            .with_max_len(1)
-            .map_init(|| Batch::new(kernel), part)
-            .collect::<Result<_>>()?
-    };
-    Ok(found.into_iter().flatten().collect())
+        let mut found = f(&batch, &texts, stop)?.into_iter();
+        all.extend(rows.map(|row| both(row).and_then(|_| found.next())));
+    }
+    Ok(all)
 }
 
 fn array<T: ArrowPrimitiveType>(values: Vec<Option<T::Native>>) -> ArrayRef {
@@ -119,13 +104,8 @@ pub fn count_tokens(texts: &TextColumn, encoding: &str, stop: &Stop) -> Result<A
         stop.check()?;
         Ok(texts.get(row).map(|t| tokenizer.count(t) as u32))
     };
-    let rows = 0..texts.len();
-    let counts: Vec<Option<u32>> = if rayon::current_thread_index().is_none() {
-        rows.map(count).collect::<Result<_>>()?
-    } else {
-        let rows = rows.into_par_iter().with_min_len(TEXTS_AT_ONCE);
-        rows.map(count).collect::<Result<_>>()?
-    };
+    let rows: Vec<usize> = (0..texts.len()).collect();
+    let counts = each(&rows, TEXTS_AT_ONCE, |&row| count(row))?;
     Ok(array::<UInt32Type>(counts))
 }
 
