@@ -29,10 +29,10 @@ from typing import Any
 import text_peers as peers
 
 SECTIONS = ("char", "script", "scores", "jaccard", "near", "tokens")
-PACKAGES = (
-    "clair-apo rapidfuzz regex Levenshtein polars polars-ds polars-distance pyarrow rensa daft datasketch "
-    "tiktoken bpe-openai rs_bpe toktok-rs"
-).split()
+PACKAGES = [
+    *("clair-apo", "rapidfuzz", "Levenshtein", "polars", "polars-ds", "polars-distance", "pyarrow"),
+    *("rensa", "daft", "datasketch", "tiktoken", "bpe-openai", "rs_bpe", "toktok-rs"),
+]
 OURS = "clair-apo"
 
 
@@ -120,9 +120,9 @@ def agreement(ours: Sequence[Any], theirs: Sequence[Any]) -> str:
 
 
 def kernel() -> str:
-    from clair_apo import _core
+    import clair_apo.text as text
 
-    return str(_core.kernel())
+    return text.kernel()
 
 
 def processor() -> str:

@@ -126,16 +126,22 @@ class Documents:
     near: dict[int, dict[int, float]]
     """For each document those at `NEAR` or nearer, by exact Jaccard of shingles."""
 
-    def judge(self, gone: Sequence[int]) -> tuple[float, float]:
+    def first(self, count: int) -> Documents:
+        near = {
+            row: {other: j for other, j in self.near[row].items() if other < count} for row in range(count)
+        }
+        return Documents(self.texts[:count], near)
+
+    def judge(self, gone: Sequence[int], *, leaves: bool) -> tuple[float, float]:
         """Recall and precision of a clean-up that takes the rows `gone` out.
 
         Recall: the near pairs of which at most one row stays. Precision: the rows gone that are near one
-        that stays.
+        that stays; of what `leaves` none of a group, near any other.
         """
         away = set(gone)
         pairs = [(a, b) for a, others in self.near.items() for b in others if a < b]
         found = sum(a in away or b in away for a, b in pairs)
-        right = sum(any(other not in away for other in self.near[row]) for row in away)
+        right = sum(any(not leaves or other not in away for other in self.near[row]) for row in away)
         return found / max(1, len(pairs)), right / max(1, len(away))
 
 

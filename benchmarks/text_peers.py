@@ -1,7 +1,7 @@
 """The peers of `text.py`: the environment they are installed in, and the best use of each that we know.
 
-Each function gives `{name: (work, number of rows)}`. A peer that does not import is left out, with its reason
-in `MISSING`. Peers that are slow take fewer rows.
+Each function gives `{name: (work, number of rows)}`. A peer that does not import is left out, with its
+reason in `MISSING`. Peers that are slow take fewer rows.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ def enter(folder: Path) -> None:
         for name in REQUIREMENTS:
             subprocess.run([*install, name], stdout=sys.stderr, check=False)
         done.write_text(wanted, "utf-8")
-    one = {name: "1" for name in ("RAYON_NUM_THREADS", "POLARS_MAX_THREADS", "OMP_NUM_THREADS")}
+    one = dict.fromkeys(("RAYON_NUM_THREADS", "POLARS_MAX_THREADS", "OMP_NUM_THREADS"), "1")
     os.execve(python, [str(python), *sys.argv], {**os.environ, **one, "DO_NOT_TRACK": "1"})
 
 
@@ -109,7 +109,7 @@ def scripts(pairs: list[tuple[str, str]]) -> Entries:
     from rapidfuzz.distance import Levenshtein
 
     def dense(a: str, b: str) -> Any:
-        """Words as characters: rapidfuzz is at its best on str, but the mapping costs more than it gives."""
+        """Words as characters: rapidfuzz is at its best on str, but the mapping has its price."""
         x, y = WORDS.findall(a), WORDS.findall(b)
         number = {word: chr(i) for i, word in enumerate({*x, *y})}.__getitem__
         return Levenshtein.opcodes("".join(map(number, x)), "".join(map(number, y)))
@@ -149,7 +149,7 @@ def jaccards(a: list[str], b: list[str]) -> Entries:
 
 
 def scores(pairs: list[tuple[str, str]]) -> Entries:
-    """Every measure of `score` but the places of the edits, for which one had to find the words' offsets."""
+    """Every measure of `score` but the places of the edits, which need the words' offsets."""
     from rapidfuzz.distance import Levenshtein
 
     def score(a: str, b: str, hint: bool) -> tuple[float, ...]:
@@ -263,7 +263,7 @@ def near_duplicates(texts: list[str]) -> dict[str, tuple[Work, int, bool | None]
 
 
 def vocabularies(folder: Path) -> bool:
-    """Fills tiktoken's cache from the vocabularies that the crate bpe-openai carries, without a download."""
+    """Fills tiktoken's cache from the vocabularies that the crate bpe-openai carries."""
     sources = Path(os.environ.get("CARGO_HOME", Path.home() / ".cargo")) / "registry" / "src"
     for name in ("cl100k_base", "o200k_base"):
         found = sorted(sources.glob(f"*/bpe-openai-*/data/{name}.tiktoken.gz"))

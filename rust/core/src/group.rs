@@ -223,13 +223,14 @@ impl Group {
             });
             offset = next;
         }
+        // All lanes up to the first end, then each by itself.
         let columns = self.columns.as_slice();
+        let first_end = self.ends.iter().copied().min().unwrap_or(left).max(left);
+        climb(&mut self.values, columns, left, first_end);
         for (lane, &end) in self.ends.iter().enumerate() {
-            let steps = columns[left * lanes..end.max(left) * lanes]
-                .iter()
-                .skip(lane)
-                .step_by(lanes);
-            self.values[lane] += steps.map(|&column| step(column)).sum::<i64>();
+            for column in first_end..end {
+                self.values[lane] += step(columns[column * lanes + lane]);
+            }
         }
         Ok(())
     }

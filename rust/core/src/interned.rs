@@ -8,7 +8,7 @@ use xxhash_rust::xxh3::xxh3_64_with_seed;
 use crate::words::{Word, Words};
 
 /// Bytes of a word that are compared as one number.
-const SHORT: u32 = 16;
+const SHORT: usize = 16;
 /// Places that are kept for the next pair at most.
 const KEPT: usize = 1 << 16;
 
@@ -19,30 +19,36 @@ static SEEDS: LazyLock<[u64; 2]> = LazyLock::new(|| {
 });
 
 /// The words of a pair with their numbers: open addressing with linear steps. Used again from pair to pair.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct WordTable {
-    places: Vec<Place>,
-    /// The words by their numbers.
+    /// From the lowest bit: a word's number (32), some bits of its hash (16), and a mark (16). One word of the
+    /// machine each, so that the places of a pair fit the nearest cache and what was just written can be
+    /// read at once.
+    places: Vec<u64>,
+    /// The words by their numbers, and room for more.
     words: Vec<Known>,
+    distinct: usize,
     /// Places that bear this mark are taken; all others are free.
     mark: u16,
+    seeds: [u64; 2],
 }
 
-/// Small, so that all places of a pair fit the nearest cache.
 #[derive(Debug, Clone, Copy, Default)]
-struct Place {
-    number: u32,
-    /// Some bits of the word's hash.
-    tag: u16,
-    mark: u16,
+struct Known {
+    key: [u64; 2],
+    start: u64,
 }
 
-#[derive(Debug, Clone, Copy)]
-struct Known {
-    /// The word itself, filled up with zeros; beyond `SHORT` bytes its hash.
-    key: u128,
-    length: u32,
-    start: u32,
+impl Default for WordTable {
+    fn default() -> Self {
+        Self {
+            places: Vec::new(),
+            words: Vec::new(),
+            distinct: 0,
+            mark: 0,
+            seeds: *SEEDS,
+        }
+    }
 }
 
 impl WordTable {
@@ -50,78 +56,97 @@ impl WordTable {
         let room = (2 * words).next_power_of_two().max(64);
         let too_large = self.places.len() > KEPT && self.places.len() > 8 * room;
         if self.places.len() < room || too_large || self.mark == u16::MAX {
-            self.places = vec![Place::default(); room];
+            self.places = vec![0; room];
+            self.words = vec![Known::default(); room];
             self.mark = 0;
         }
         self.mark += 1;
-        self.words.clear();
+        self.distinct = 0;
     }
 
-    /// The number of a word of `text`; words with numbers below `firsts` stand in the text `first`.
-    #[inline]
-    fn number(&mut self, word: &Word, text: &str, first: &str, firsts: usize) -> u32 {
-        let length = word.end - word.start;
-        let (key, hash) = key_of(text.as_bytes(), word);
-        let tag = (hash >> 48) as u16;
+    /// The number of each word of `text`. Words that are known already stand in `first`.
+    fn numbers(&mut self, words: &[Word], text: &str, first: &str) -> Vec<u32> {
+        let firsts = self.distinct;
         let last = self.places.len() - 1;
-        let mut at = hash as usize & last;
-        loop {
-            let place = self.places[at];
-            if place.mark != self.mark {
-                let number = self.words.len() as u32;
-                self.places[at] = Place {
-                    number,
-                    tag,
-                    mark: self.mark,
+        let mut numbers = Vec::with_capacity(words.len());
+        for word in words {
+            let length = (word.end - word.start) as usize;
+            let (key, hash) = key_of(text.as_bytes(), word, self.seeds);
+            let mark = u64::from(self.mark) << 48;
+            let tagged = mark | hash >> 48 << 32;
+            let mut at = hash as usize & last;
+            loop {
+                let place = self.places[at];
+                let is_free = place >> 48 != mark >> 48;
+                // Whether a word is new cannot be foretold, so both cases go the same way.
+                let place = if is_free {
+                    tagged | self.distinct as u64
+                } else {
+                    place
                 };
-                self.words.push(Known {
-                    key,
-                    length,
-                    start: word.start,
-                });
-                return number;
-            }
-            if place.tag == tag {
-                let number = place.number as usize;
-                let known = &self.words[number];
-                let same = known.key == key && known.length == length;
-                if same
-                    && (length <= SHORT || {
-                        let stands_in = if number < firsts { first } else { text };
-                        let start = known.start as usize;
-                        stands_in[start..start + length as usize] == *word.of(text)
-                    })
-                {
-                    return place.number;
+                let number = place as u32;
+                let known = self.words[number as usize];
+                let known = if is_free {
+                    Known {
+                        key,
+                        start: u64::from(word.start),
+                    }
+                } else {
+                    known
+                };
+                let mut same = known.key == key && place >> 32 == tagged >> 32;
+                if length > SHORT && same {
+                    let there = if (number as usize) < firsts {
+                        first
+                    } else {
+                        text
+                    };
+                    let start = known.start as usize;
+                    same = is_free || there.get(start..start + length) == Some(word.of(text));
                 }
+                if same {
+                    self.places[at] = place;
+                    self.words[number as usize] = known;
+                    self.distinct += usize::from(is_free);
+                    numbers.push(number);
+                    break;
+                }
+                at = (at + 1) & last;
             }
-            at = (at + 1) & last;
         }
+        numbers
     }
 }
 
-/// What a word is compared by, and its hash.
-#[inline]
-fn key_of(text: &[u8], word: &Word) -> (u128, u64) {
+/// What a word is compared by, and its hash. Up to `SHORT` bytes that is the word itself, filled up with
+/// bytes that no text holds; beyond it is a hash and the length.
+#[inline(always)]
+fn key_of(text: &[u8], word: &Word, [seed, other]: [u64; 2]) -> ([u64; 2], u64) {
     let (start, end) = (word.start as usize, word.end as usize);
-    let length = word.end - word.start;
-    let [seed, other] = *SEEDS;
+    let length = end - start;
     if length > SHORT {
-        let hash = xxh3_64_with_seed(&text[start..end], seed);
-        return (u128::from(hash), hash);
+        return key_of_long(&text[start..end], seed);
     }
-    let key = match text[start..].first_chunk::<{ SHORT as usize }>() {
-        Some(bytes) => u128::from_le_bytes(*bytes) & u128::MAX >> (128 - 8 * length),
+    let filled = u128::MAX.checked_shl(8 * length as u32).unwrap_or(0);
+    let key = match text[start..].first_chunk::<SHORT>() {
+        Some(bytes) => u128::from_le_bytes(*bytes) | filled,
         None => {
-            let mut bytes = [0; SHORT as usize];
-            bytes[..end - start].copy_from_slice(&text[start..end]);
-            u128::from_le_bytes(bytes)
+            let mut bytes = [0; SHORT];
+            bytes[..length].copy_from_slice(&text[start..end]);
+            u128::from_le_bytes(bytes) | filled
         }
     };
-    let low = key as u64 ^ seed;
-    let high = (key >> 64) as u64 ^ other ^ u64::from(length);
-    let product = u128::from(low) * u128::from(high);
-    (key, product as u64 ^ (product >> 64) as u64)
+    let (low, high) = (key as u64, (key >> 64) as u64);
+    let product = u128::from(low ^ seed) * u128::from(high ^ other);
+    ([low, high], product as u64 ^ (product >> 64) as u64)
+}
+
+#[cold]
+#[inline(never)]
+fn key_of_long(word: &[u8], seed: u64) -> ([u64; 2], u64) {
+    let hash = xxh3_64_with_seed(word, seed);
+    // The highest byte is zero, which a short word has none of.
+    ([hash, word.len() as u64], hash)
 }
 
 /// The words of two texts as numbers: equal words have equal numbers, counted from 0 without gaps.
@@ -139,12 +164,10 @@ pub struct Interned {
 impl Interned {
     pub fn new(a_text: &str, a: &Words, b_text: &str, b: &Words, table: &mut WordTable) -> Self {
         table.clear(a.words.len() + b.words.len());
-        let number = |word| table.number(word, a_text, a_text, usize::MAX);
-        let a_ids: Vec<u32> = a.words.iter().map(number).collect();
-        let distinct_a = table.words.len();
-        let number = |word| table.number(word, b_text, a_text, distinct_a);
-        let b_ids: Vec<u32> = b.words.iter().map(number).collect();
-        let distinct = table.words.len();
+        let a_ids = table.numbers(&a.words, a_text, a_text);
+        let distinct_a = table.distinct;
+        let b_ids = table.numbers(&b.words, b_text, a_text);
+        let distinct = table.distinct;
         let mut in_both = vec![false; distinct_a];
         for &id in &b_ids {
             if let Some(seen) = in_both.get_mut(id as usize) {
