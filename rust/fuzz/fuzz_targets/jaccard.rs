@@ -19,7 +19,7 @@ fuzz_target!(|bytes: &[u8]| {
         .collect();
     let stop = Stop::new();
     for kernel in Kernel::available() {
-        let mut batch = Batch::new(kernel);
+        let batch = Batch::new(kernel);
         let measures = batch.measures(&texts, &stop).unwrap();
         let jaccards = batch.jaccards(&texts, &stop).unwrap();
         let chars = batch.levenshtein_chars(&texts, &stop).unwrap();

@@ -27,7 +27,7 @@ fuzz_target!(|bytes: &[u8]| {
         })
         .collect();
     for kernel in Kernel::available() {
-        let (mut batch, stop) = (Batch::new(kernel), Stop::new());
+        let (batch, stop) = (Batch::new(kernel), Stop::new());
         assert_eq!(
             batch.levenshtein_chars(&texts, &stop).unwrap(),
             chars,
