@@ -33,9 +33,9 @@ python-test: $(VENV)/.dev
 test-neon:
 	@sh tools/test-neon.sh
 
-# Each fuzz target for SECONDS: make fuzz SECONDS=120 TARGETS="words diff"
+# Each fuzz target for EACH seconds (20): make fuzz EACH=120 TARGETS="words diff"
 fuzz:
-	@SECONDS=$(SECONDS) sh tools/fuzz.sh $(TARGETS)
+	@EACH=$(EACH) sh tools/fuzz.sh $(TARGETS)
 
 # A run that is killed a thousand times: by hand, it takes about twenty minutes.
 soak: $(VENV)/.dev

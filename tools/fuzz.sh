@@ -1,14 +1,14 @@
 #!/bin/sh
 # Each fuzz target of rust/fuzz for a while, with libFuzzer and, where the toolchain has it, AddressSanitizer.
 #
-#     sh tools/fuzz.sh [TARGET …]      SECONDS=20 by default, for each target
+#     sh tools/fuzz.sh [TARGET …]      EACH=20: seconds for each target
 #
 # Inputs that reach new code are kept in target/fuzz/corpus and are where the next run begins; what fails is
 # written to target/fuzz/artifacts, and this ends with 1. To try one input again: target/fuzz/TARGET FILE.
 set -eu
 cd "$(dirname "$0")/.."
 
-seconds=${SECONDS:-20}
+seconds=${EACH:-20}
 folder=$PWD/target/fuzz
 host=$(rustc -vV | sed -n 's/^host: //p')
 
