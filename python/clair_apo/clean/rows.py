@@ -39,7 +39,7 @@ Progress = Callable[[str, int, int | None], None]
 class RowBatch:
     """Consecutive rows: number `first_row` and those after it, all of them readable.
 
-    `batch` has them with all columns (or the reader's `columns`), in the reader's schema; `lines` are
+    `batch` has them in the reader's schema; `lines` are
     the lines they stand in, without their ends, where the file is of JSON Lines.
     """
 
@@ -80,13 +80,12 @@ class RowReader:
     """The rows of a file, a folder or a glob; iterate over it for `RowBatch`es. Each iteration reads the
     files anew, and fills `rows_read` and `unreadable` (None where every row could be read).
 
-    `columns` narrows what is decoded; a name that no file has is the caller's to check. Raises ClairError
-    where a file is missing or unreadable, or where files have no schema in common: for Parquet at once,
-    for text files when `schema` is first asked for.
+    Raises ClairError where a file is missing or unreadable, or where files have no schema in common: for
+    Parquet at once, for text files when `schema` is first asked for.
     """
 
     spec: Spec
-    columns: Sequence[str] | None = None
+    columns: Sequence[str] | None = field(init=False, default=None)
     paths: list[Path] = field(init=False)
     rows_read: int = field(init=False, default=0)
     unreadable: Skipped | None = field(init=False, default=None)
@@ -120,6 +119,11 @@ class RowReader:
         known = [n for n in counts if n is not None]
         return sum(known) if len(known) == len(counts) else None
 
+    def narrow(self, columns: Sequence[str]) -> None:
+        """From now on, decodes only these columns."""
+        whole, self.columns = self.schema, columns
+        self._schema = pa.schema([f for f in whole if f.name in columns], whole.metadata)
+
     def __iter__(self) -> Iterator[RowBatch]:
         self.rows_read, self.unreadable = 0, None
         for path in self.paths:
@@ -142,11 +146,7 @@ class RowReader:
                 if isinstance(item, dict):
                     types.see(item)
         self._counted = rows
-        schema = unified(found, (one_line(str(loose)), types.schema()) if loose is not None else None)
-        if self.columns is not None:
-            wanted = [f for f in schema if f.name in self.columns]
-            schema = pa.schema(wanted, schema.metadata)
-        return schema
+        return unified(found, (one_line(str(loose)), types.schema()) if loose is not None else None)
 
     def _bad(self, reason: str, path: Path) -> None:
         if self.unreadable is None:
