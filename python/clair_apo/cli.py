@@ -58,6 +58,9 @@ def _commands() -> dict[str, Command]:
         "filter": Command(
             "keep the rows that a condition holds for", clean.filter_arguments, clean.run_filter
         ),
+        "convert": Command(
+            "write pairs in the shape that another tool reads", clean.convert_arguments, clean.run_convert
+        ),
         "templates": Command(
             "list the revision templates, or show one", _templates_arguments, run_templates
         ),

@@ -55,3 +55,46 @@ def run_filter(args: argparse.Namespace) -> int:
     lines += summary.skipped_lines(found["skipped_reasons"])
     summary.show(summary.from_to(found), found["rows_in"], lines)
     return 0
+
+
+FORMATS = ("trl", "trl-text", "clair32k", "unpaired", "jsonl")
+
+
+def convert_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the flags of `convert`."""
+    parser.description = (
+        "Writes the pairs of a table of any known shape in the shape that another tool reads:\n\n"
+        "  trl       prompt, chosen, rejected as lists of messages: TRL's DPOTrainer\n"
+        "  trl-text  the same as plain strings, which TRL trains on without a chat template\n"
+        "  clair32k  as the published dataset ultrafeedback_clair_32k: prompt as text, the whole\n"
+        "            conversation in both answers, `rational`\n"
+        "  unpaired  prompt, completion, label, two rows a pair: TRL's KTOTrainer\n"
+        "  jsonl     every row with all its columns as JSON Lines\n\n"
+        "Other columns are left out, but for jsonl. Rows that hold no pair are counted and named."
+    )
+    parser.epilog = "example:\n  clair-apo convert pairs.parquet --to unpaired"
+    parser.add_argument("file", metavar="FILE", help=f"preference pairs: {_INPUT}")
+    parser.add_argument("--to", required=True, choices=FORMATS, help="the shape to write")
+    parser.add_argument(
+        "--output",
+        metavar="OUT",
+        help=f"{_OUTPUT} (beside the input, as NAME.SHAPE.parquet or NAME.jsonl)",
+    )
+
+
+def run_convert(args: argparse.Namespace) -> int:
+    """Writes the pairs in another shape; returns the exit status."""
+    from clair_apo.clean import summary
+    from clair_apo.clean.convert import convert
+
+    with Bar(quiet=args.quiet) as bar:
+        found = convert(args.file, args.to, args.output, bar.update)
+    if args.json:
+        print_json(found)
+        return 0
+    lines = [("rows out", found["rows_out"], f"as {found['to']}")]
+    if found["to"] == "unpaired":
+        lines.insert(0, ("pairs", found["pairs"], "two rows each"))
+    lines += summary.skipped_lines(found["skipped_reasons"])
+    summary.show(summary.from_to(found), found["rows_in"], lines)
+    return 0
