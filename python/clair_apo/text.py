@@ -15,6 +15,9 @@ characters, or words, each), and beyond that wherever the band around its diagon
 needs has: megabytes that are nearly equal. For what is larger *and* more different, the result is the
 cost of the best script inside the widest band of 2**36 cells: an upper bound, the same for the same
 texts in the same order. So any pair is answered in seconds, in memory linear in its length.
+
+Many pairs are measured together, several in each vector of the processor (`kernel` says which); results
+do not depend on it, nor on how rows are chunked.
 """
 
 from __future__ import annotations
@@ -40,7 +43,9 @@ __all__ = [
     "Edit",
     "count_tokens",
     "diff",
+    "edit_scripts",
     "jaccard",
+    "kernel",
     "levenshtein",
     "levenshtein_ratio",
     "score",
@@ -136,6 +141,18 @@ def diff(a: str, b: str) -> list[Edit]:
     return [Edit._make(edit) for edit in _core.diff(_whole(a, "a"), _whole(b, "b"))]
 
 
+def edit_scripts(a: Column, b: Column) -> Array:
+    """The edit script of each pair of two columns, as `diff` gives it for one pair.
+
+    Returns: large_list<struct<op: string, a_start: uint32, a_end, b_start, b_end>>, one list per row,
+    null where either text is.
+
+    Raises: `ValueError` for columns of different length, `TypeError` for one that is not text; both
+    name the column.
+    """
+    return _core.edit_scripts(_column(a, "a"), _column(b, "b"))
+
+
 def word_script(a: str, b: str) -> list[Edit]:
     """The minimal script over words that `diff` is made of: one `Edit` of cost 1 per word that is
     deleted, inserted or replaced, with offsets that count words. Kept words are left out.
@@ -155,6 +172,18 @@ def count_tokens(column: Column, encoding: str = "o200k_base") -> Array:
     Raises: `ValueError` for an unknown encoding, `TypeError` for a column that is not text.
     """
     return _core.count_tokens(_column(column, "column"), encoding)
+
+
+def kernel() -> str:
+    """The vector instructions in use: `avx512vbmi2`, `avx512`, `avx2`, `neon`, or `portable` for none.
+
+    The fastest that the machine has, unless the environment variable `CLAIR_APO_KERNEL` names another
+    one. It is read once. All give the same results.
+
+    Raises: `ValueError` where the variable names one that the machine does not have; so does every
+    function that measures columns.
+    """
+    return _core.kernel()
 
 
 def _column(values: Any, name: str) -> Any:

@@ -22,6 +22,8 @@ pub enum Error {
     },
     #[error("unknown encoding '{name}': known are {known}")]
     UnknownEncoding { name: String, known: String },
+    #[error("CLAIR_APO_KERNEL names '{name}', which this machine does not have: it has {known}")]
+    UnknownKernel { name: String, known: String },
     #[error("a text of {bytes} bytes is too long: 4 GiB is the limit of one text")]
     TooLong { bytes: usize },
     #[error(transparent)]
