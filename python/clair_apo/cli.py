@@ -61,6 +61,12 @@ def _commands() -> dict[str, Command]:
         "convert": Command(
             "write pairs in the shape that another tool reads", clean.convert_arguments, clean.run_convert
         ),
+        "split": Command("split a table by prompt", clean.split_arguments, clean.run_split),
+        "decontaminate": Command(
+            "leave out rows that hold a benchmark's items",
+            clean.decontaminate_arguments,
+            clean.run_decontaminate,
+        ),
         "templates": Command(
             "list the revision templates, or show one", _templates_arguments, run_templates
         ),

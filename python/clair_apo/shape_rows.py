@@ -38,6 +38,7 @@ _NAMES: dict[str, tuple[str, ...]] = {
     "rejected_model": ("rejected_model", "rejected-model"),
     "usage": ("usage",),
 }
+PROMPT_NAMES = _NAMES["prompt"]
 _SIDES = (
     ("chosen", "rejected"),
     ("chosen_response", "rejected_response"),

@@ -305,6 +305,10 @@ class RowWriter:
         self._writer.write_batch(batch)
         self.rows += batch.num_rows
 
+    def finish(self) -> None:
+        """Writes all of it beside its final name; of several files, before leaving the first."""
+        self._writer.finish()
+
     def __exit__(
         self,
         kind: type[BaseException] | None,
@@ -343,6 +347,11 @@ class JsonLinesWriter:
         """Appends rows of Python values."""
         self.write_lines([json_line(row) for row in rows])
 
+    def finish(self) -> None:
+        """Writes all of it beside its final name."""
+        self._file.close()
+        self._raw.close()
+
     def __exit__(
         self,
         kind: type[BaseException] | None,
@@ -350,8 +359,7 @@ class JsonLinesWriter:
         trace: TracebackType | None,
     ) -> None:
         try:
-            self._file.close()
-            self._raw.close()
+            self.finish()
         except BaseException as failed:
             self._replacing.__exit__(type(failed), failed, failed.__traceback__)
             raise

@@ -25,6 +25,7 @@ pub fn to_python(error: Error) -> PyErr {
         | Error::NotUtf8 { .. }
         | Error::UnknownEncoding { .. }
         | Error::UnknownKernel { .. }
+        | Error::TooMany { .. }
         | Error::TooLong { .. } => PyValueError::new_err(text),
         Error::Arrow(_) | Error::Stopped => PyRuntimeError::new_err(text),
     }

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from clair_apo.clean.convert import convert
+from clair_apo.clean.conversion import convert
 from clair_apo.errors import ClairError, UsageError
 from cli import clair
 
