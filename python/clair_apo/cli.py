@@ -198,6 +198,13 @@ def _value(action: argparse.Action, value: object, name: str) -> Any:
         if not isinstance(value, bool):
             raise UsageError(f"{name}: {value!r} is neither true nor false")
         return value
+    if action.nargs == "+":
+        values = value if isinstance(value, list | tuple) else [value]
+        return [_one_value(action, each, name) for each in values]
+    return _one_value(action, value, name)
+
+
+def _one_value(action: argparse.Action, value: object, name: str) -> Any:
     try:
         # Every `type` of ours takes what YAML and Python give as well as text.
         typed = action.type(value) if callable(action.type) else _text(value)  # type: ignore[arg-type]

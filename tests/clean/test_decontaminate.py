@@ -287,6 +287,15 @@ def test_hostile_text_is_harmless_on_screen(tmp_path: Path) -> None:
     assert json.loads(done.stdout)["contaminated"] == 1
 
 
+def test_flags_of_several_values_in_a_config(table: Path, tmp_path: Path) -> None:
+    bench = lines(tmp_path / "b.jsonl", [{"q": PLANET, "other": "Tell me a story."}])
+    (tmp_path / "c.yaml").write_text(f"against: [{bench}]\nagainst-column: q\noutput: {tmp_path}/o.jsonl\n")
+    done = clair("decontaminate", table, "--config", tmp_path / "c.yaml", "--json")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["contaminated"] == 2
+    assert json.loads(done.stdout)["benchmarks"][0]["texts"] == 1
+
+
 def test_mistakes(table: Path, tmp_path: Path) -> None:
     bench = lines(tmp_path / "b.jsonl", [{"q": PLANET, "n": 1}])
     output = tmp_path / "out.jsonl"
@@ -302,6 +311,10 @@ def test_mistakes(table: Path, tmp_path: Path) -> None:
         decontaminate(table, bench, output, matches=output)
     with pytest.raises(UsageError, match="also the input"):
         decontaminate(table, bench, table)
+    before = bench.read_bytes()
+    with pytest.raises(UsageError, match="also a benchmark"):
+        decontaminate(table, bench, output, matches=bench)
+    assert bench.read_bytes() == before
     assert not output.exists()
 
 

@@ -95,6 +95,10 @@ def decontaminate(
     specs = [against] if isinstance(against, str | os.PathLike) else list(against)
     for spec in specs:
         benchmarks.add(spec, against_column)
+    written = [Path(output), *([Path(matches)] if matches is not None else [])]
+    for bench in benchmarks.files:
+        if any(path.exists() and path.samefile(bench.file) for path in written):
+            raise UsageError(f"{one_line(bench.file)}: is also a benchmark; name another file to write to")
     index = _Index(benchmarks, ngram)
 
     suspects = bytearray()
