@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
+import sys
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -205,6 +207,27 @@ def test_numbers_that_json_lacks_become_null(tmp_path: Path) -> None:
     pq.write_table(pa.table({"x": [1.5, float("nan"), float("-inf")]}), tmp_path / "in.parquet")
     copy_rows(tmp_path / "in.parquet", tmp_path / "out.jsonl", every)
     assert (tmp_path / "out.jsonl").read_text() == '{"x": 1.5}\n{"x": null}\n{"x": null}\n'
+
+
+def test_nanoseconds_do_not_need_pandas(tmp_path: Path) -> None:
+    times = pa.array([1767225600123456789, None], pa.timestamp("ns", "UTC"))
+    table = pa.table({"t": times, "extra": pa.StructArray.from_arrays([times], ["u"])})
+    pq.write_table(table, tmp_path / "in.parquet")
+    code = (
+        "import sys\n"
+        "class None_:\n"
+        "    def find_spec(self, name, path=None, target=None):\n"
+        "        if name == 'pandas': raise ImportError(name)\n"
+        "sys.meta_path.insert(0, None_())\n"
+        "import pyarrow as pa; from clair_apo.clean.rows import copy_rows\n"
+        "copy_rows(sys.argv[1], sys.argv[2], lambda first, n: pa.nulls(n, pa.bool_()).fill_null(True))"
+    )
+    run = [sys.executable, "-c", code, str(tmp_path / "in.parquet"), str(tmp_path / "out.jsonl")]
+    done = subprocess.run(run, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    time = "2026-01-01T00:00:00.123456789Z"
+    found = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
+    assert found == [{"t": time, "extra": {"u": time}}, {"t": None, "extra": {"u": None}}]
 
 
 def test_the_input_is_never_written_over(tmp_path: Path) -> None:

@@ -77,6 +77,7 @@ def test_structs_lists_and_names(tmp_path: Path) -> None:
             "flags": [["x", "y"], [], ["y"]],
             "chosen-rating": [1, 2, 3],
             "extra": [{"deep": {"er": n}} for n in range(3)],
+            "created_at": pa.array([0, 1 << 50, None], pa.timestamp("us", "UTC")),
         }
     )
     pq.write_table(table, tmp_path / "in.parquet")
@@ -90,6 +91,10 @@ def test_structs_lists_and_names(tmp_path: Path) -> None:
     assert ids("ARRAY_LENGTH(flags) = 0") == "b"
     assert ids('"chosen-rating" >= 2') == "bc"
     assert ids("extra.deep.er = 1") == "b"
+    assert ids("created_at < DATE '2000-01-01'") == "a"
+    for time in ("'2000-01-01'", "TIMESTAMP '2000-01-01 00:00:00'"):
+        with pytest.raises(UsageError, match="DATE '2026-01-31'"):
+            ids(f"created_at < {time}")
     assert ids("id IN ('a', 'c') AND usage IS NULL") == "c"
     assert ids("CASE WHEN id = 'a' THEN false ELSE true END") == "bc"
     assert ids("true") == "abc"
