@@ -38,6 +38,7 @@ class Command:
 
 def _commands() -> dict[str, Command]:
     from clair_apo.build.options import add_arguments
+    from clair_apo.clean import command as clean
     from clair_apo.report.command import diff_arguments, run_diff, run_stats, stats_arguments
 
     def run_build(args: argparse.Namespace) -> int:
@@ -54,6 +55,18 @@ def _commands() -> dict[str, Command]:
         "build-pairs": Command("make preference pairs from prompts", add_arguments, run_build),
         "stats": Command("how contrastive are the pairs of a file", stats_arguments, run_stats),
         "diff": Command("what changed within a pair", diff_arguments, run_diff),
+        "filter": Command(
+            "keep the rows that a condition holds for", clean.filter_arguments, clean.run_filter
+        ),
+        "convert": Command(
+            "write pairs in the shape that another tool reads", clean.convert_arguments, clean.run_convert
+        ),
+        "split": Command("split a table by prompt", clean.split_arguments, clean.run_split),
+        "decontaminate": Command(
+            "leave out rows that hold a benchmark's items",
+            clean.decontaminate_arguments,
+            clean.run_decontaminate,
+        ),
         "templates": Command(
             "list the revision templates, or show one", _templates_arguments, run_templates
         ),
@@ -185,6 +198,13 @@ def _value(action: argparse.Action, value: object, name: str) -> Any:
         if not isinstance(value, bool):
             raise UsageError(f"{name}: {value!r} is neither true nor false")
         return value
+    if action.nargs == "+":
+        values = value if isinstance(value, list | tuple) else [value]
+        return [_one_value(action, each, name) for each in values]
+    return _one_value(action, value, name)
+
+
+def _one_value(action: argparse.Action, value: object, name: str) -> Any:
     try:
         # Every `type` of ours takes what YAML and Python give as well as text.
         typed = action.type(value) if callable(action.type) else _text(value)  # type: ignore[arg-type]

@@ -32,6 +32,10 @@ pub enum Error {
     UnknownKernel { name: String, known: String },
     #[error("a text of {bytes} bytes is too long: 4 GiB is the limit of one text")]
     TooLong { bytes: usize },
+    #[error(
+        "the benchmarks hold more than four billion different {what}, which is more than an index takes"
+    )]
+    TooMany { what: &'static str },
     #[error(transparent)]
     Arrow(#[from] arrow_schema::ArrowError),
     #[error("stopped before the end")]

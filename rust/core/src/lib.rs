@@ -15,6 +15,7 @@ pub mod interned;
 pub mod kernel;
 mod lanes;
 pub mod levenshtein;
+pub mod ngrams;
 pub mod pair;
 pub mod pairs;
 pub mod script;

@@ -1,6 +1,7 @@
 //! The Python module `clair_apo._core`: Arrow in, Arrow out, no algorithms.
 
 mod input;
+mod ngrams;
 mod work;
 
 use arrow_array::ArrayRef;
@@ -133,5 +134,6 @@ fn _core(m: &Bound<'_, PyModule>) -> PyResult<()> {
     m.add_function(wrap_pyfunction!(word_script, m)?)?;
     m.add_function(wrap_pyfunction!(edit_scripts, m)?)?;
     m.add_function(wrap_pyfunction!(kernel, m)?)?;
+    m.add_class::<ngrams::NgramIndex>()?;
     Ok(())
 }

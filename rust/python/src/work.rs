@@ -26,6 +26,7 @@ pub fn to_python(error: Error) -> PyErr {
         | Error::Damaged { .. }
         | Error::UnknownEncoding { .. }
         | Error::UnknownKernel { .. }
+        | Error::TooMany { .. }
         | Error::TooLong { .. } => PyValueError::new_err(text),
         Error::Arrow(_) | Error::Stopped => PyRuntimeError::new_err(text),
     }

@@ -1,0 +1,28 @@
+"""Tables of pairs, cleaned: rows chosen by a condition, split, freed of benchmarks, in other shapes."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from clair_apo.clean.contamination import decontaminate
+    from clair_apo.clean.conversion import convert
+    from clair_apo.clean.filtering import filter_rows
+    from clair_apo.clean.splitting import split
+
+__all__ = ["convert", "decontaminate", "filter_rows", "split"]
+
+_MODULES = {
+    "convert": "conversion",
+    "decontaminate": "contamination",
+    "filter_rows": "filtering",
+    "split": "splitting",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _MODULES:  # the flags are read without what runs them
+        from importlib import import_module
+
+        return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)
+    raise AttributeError(f"module 'clair_apo.clean' has no attribute {name!r}")
