@@ -24,6 +24,10 @@ pub enum Error {
     UnknownEncoding { name: String, known: String },
     #[error("a text of {bytes} bytes is too long: 4 GiB is the limit of one text")]
     TooLong { bytes: usize },
+    #[error("{0}")]
+    Setting(String),
+    #[error("a temporary file cannot be written or read: {0}")]
+    Temporary(#[from] std::io::Error),
     #[error(transparent)]
     Arrow(#[from] arrow_schema::ArrowError),
     #[error("stopped before the end")]

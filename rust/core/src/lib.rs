@@ -5,6 +5,7 @@
 
 pub mod bpe;
 pub mod columns;
+pub mod dedup;
 pub mod diff;
 mod error;
 pub mod kernel;
