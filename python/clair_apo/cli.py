@@ -38,6 +38,7 @@ class Command:
 
 def _commands() -> dict[str, Command]:
     from clair_apo.build.options import add_arguments
+    from clair_apo.clean import command as clean
     from clair_apo.report.command import diff_arguments, run_diff, run_stats, stats_arguments
 
     def run_build(args: argparse.Namespace) -> int:
@@ -54,6 +55,9 @@ def _commands() -> dict[str, Command]:
         "build-pairs": Command("make preference pairs from prompts", add_arguments, run_build),
         "stats": Command("how contrastive are the pairs of a file", stats_arguments, run_stats),
         "diff": Command("what changed within a pair", diff_arguments, run_diff),
+        "filter": Command(
+            "keep the rows that a condition holds for", clean.filter_arguments, clean.run_filter
+        ),
         "templates": Command(
             "list the revision templates, or show one", _templates_arguments, run_templates
         ),

@@ -212,8 +212,9 @@ def open_bytes(path: Path) -> IO[bytes]:
     return raw
 
 
-def _lines(path: Path) -> Iterator[bytes | BadRow]:
-    """Lines without their ends; blank ones are left out. A stream that breaks is one last bad row."""
+def json_lines(path: Path) -> Iterator[bytes | BadRow]:
+    """The lines of a file of JSON Lines without their ends; blank ones are left out. A stream that breaks
+    is one last bad row."""
     with open_bytes(path) as file:
         first = True
         while True:
@@ -237,22 +238,21 @@ def _lines(path: Path) -> Iterator[bytes | BadRow]:
 
 
 def _jsonl_rows(path: Path) -> Iterator[Row | BadRow]:
-    for line in _lines(path):
-        if isinstance(line, BadRow):
-            yield line
-            continue
-        try:
-            row = json.loads(line)
-        except UnicodeDecodeError as error:
-            yield BadRow(f"not UTF-8 (byte {error.start} of the line)")
-        except (ValueError, RecursionError) as error:
-            yield BadRow(f"not JSON: {first_line(error)}")
-        else:
-            yield (
-                row
-                if isinstance(row, dict)
-                else BadRow(f"a JSON {json_type(row)}, where an object of columns was expected")
-            )
+    for line in json_lines(path):
+        yield line if isinstance(line, BadRow) else json_row(line)
+
+
+def json_row(line: bytes) -> Row | BadRow:
+    """The row that a line of JSON Lines holds."""
+    try:
+        row = json.loads(line)
+    except UnicodeDecodeError as error:
+        return BadRow(f"not UTF-8 (byte {error.start} of the line)")
+    except (ValueError, RecursionError) as error:
+        return BadRow(f"not JSON: {first_line(error)}")
+    if not isinstance(row, dict):
+        return BadRow(f"a JSON {json_type(row)}, where an object of columns was expected")
+    return row
 
 
 def json_type(value: object) -> str:

@@ -128,6 +128,12 @@ class TableWriter:
             last = len(self._schema) - 1
             plain = pa.RecordBatch.from_pylist(rows, schema=self._schema.remove(last))
             batch = pa.RecordBatch.from_arrays([*plain.columns, extra], schema=self._schema)
+        self.write_batch(batch)
+
+    def write_batch(self, batch: pa.RecordBatch) -> None:
+        """Appends rows that are Arrow already, of the writer's schema."""
+        if not batch.num_rows:
+            return
         self.rows += batch.num_rows
         self._pending.append(batch)
         self._pending_bytes += batch.nbytes
@@ -143,7 +149,7 @@ class TableWriter:
         if self._json:
             for batch in self._pending:
                 for row in batch.to_pylist():
-                    line = json.dumps(row, ensure_ascii=False, default=_json_value)
+                    line = json.dumps(row, ensure_ascii=False, default=json_value)
                     self._file.write(line.encode() + b"\n")
         else:
             self._file.write_table(pa.Table.from_batches(self._pending, self._schema))
@@ -176,7 +182,7 @@ class TableWriter:
             self._replacing.__exit__(kind, error, trace)
 
 
-def _json_value(value: object) -> Any:
+def json_value(value: object) -> Any:
     if isinstance(value, datetime):
         return value.isoformat()
     if isinstance(value, bytes):

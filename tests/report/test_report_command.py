@@ -96,7 +96,7 @@ def test_the_bar_is_for_terminals(shared_data: Path, monkeypatch: pytest.MonkeyP
         def isatty(self) -> bool:
             return True
 
-    monkeypatch.setattr(command._Bar, "PATIENCE", 0)
+    monkeypatch.setattr(command.Bar, "PATIENCE", 0)
     monkeypatch.setenv("TERM", "xterm")
     for quiet, no_color, drawn in ((False, "", True), (True, "", False), (False, "1", False)):
         monkeypatch.setenv("NO_COLOR", no_color)

@@ -19,10 +19,11 @@ from typing import Any
 import pyarrow as pa
 
 from clair_apo import files
-from clair_apo.build.extra import LooseTypes, from_batch, from_records, struct_type
+from clair_apo.build.extra import from_batch, struct_type
 from clair_apo.errors import ClairError
 from clair_apo.files import BadRow
 from clair_apo.llm.chat import Message
+from clair_apo.loose import LooseTypes, from_records
 from clair_apo.quoting import quoted
 
 # A prompt or an answer beyond this is no chat text but a mistake in the table; it would take the whole

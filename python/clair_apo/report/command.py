@@ -6,9 +6,8 @@ Importing this is cheap, for `clair-apo --help`: what is heavy comes in when a c
 from __future__ import annotations
 
 import argparse
-import json
-import sys
-from typing import Any
+
+from clair_apo.progress import Bar, print_json
 
 SELECTIONS = ("row", "id", "sample", "largest", "smallest")
 
@@ -32,10 +31,10 @@ def run_stats(args: argparse.Namespace) -> int:
     """Prints the numbers of `args.files`; returns the exit status."""
     from clair_apo.report.summary import stats
 
-    with _Bar(quiet=args.quiet) as bar:
+    with Bar(quiet=args.quiet) as bar:
         report = stats(args.files, bar.update)
     if args.json:
-        _print_json(report)
+        print_json(report)
     else:
         from clair_apo.report.view import show
         from clair_apo.terminal import console
@@ -73,68 +72,12 @@ def run_diff(args: argparse.Namespace) -> int:
     if name != "id" and value < (0 if name == "row" else 1):
         least = "rows are counted from 0" if name == "row" else "at least one pair"
         raise UsageError(f"--{name} {value}: {least}")
-    with _Bar(quiet=args.quiet) as bar:
+    with Bar(quiet=args.quiet) as bar:
         pairs = diff.select(args.file, name, value, args.seed, bar.update)
     if args.json:
-        _print_json(diff.document(args.file, pairs))
+        print_json(diff.document(args.file, pairs))
     else:
         from clair_apo.terminal import console
 
         diff.show(args.file, pairs, console())
     return 0
-
-
-def _print_json(document: dict[str, Any]) -> None:
-    # ASCII only: no text of a model reaches a terminal as it is.
-    print(json.dumps(document, allow_nan=False))
-
-
-class _Bar:
-    """A bar on stderr for runs that take longer than a moment; none where stderr is no terminal."""
-
-    PATIENCE = 0.7
-
-    def __init__(self, quiet: bool) -> None:
-        from clair_apo.terminal import colour_allowed
-
-        self._wanted = not quiet and colour_allowed(sys.stderr)
-        self._progress: Any = None
-        self._tasks: dict[str, Any] = {}
-
-    def __enter__(self) -> _Bar:
-        import time
-
-        self._clock = time.monotonic
-        self._start = self._clock()
-        return self
-
-    def update(self, file: str, rows: int, total: int | None) -> None:
-        """Shows that `rows` of `total` rows of `file` are done."""
-        if not self._wanted or self._clock() - self._start < self.PATIENCE:
-            return
-        if self._progress is None:
-            self._open()
-        if file not in self._tasks:
-            from clair_apo.terminal import one_line
-
-            self._tasks[file] = self._progress.add_task(one_line(file, 40), total=total)
-        self._progress.update(self._tasks[file], completed=rows, total=total)
-
-    def _open(self) -> None:
-        from rich import progress
-
-        from clair_apo.terminal import console
-
-        self._progress = progress.Progress(
-            progress.TextColumn("{task.description}", markup=False),
-            progress.BarColumn(),
-            progress.TextColumn("{task.completed:,} rows"),
-            progress.TimeRemainingColumn(),
-            console=console(sys.stderr),
-            transient=True,
-        )
-        self._progress.start()
-
-    def __exit__(self, *_: object) -> None:
-        if self._progress is not None:
-            self._progress.stop()

@@ -1,0 +1,1 @@
+"""Tables of pairs, cleaned: rows chosen, deduplicated, split, converted, freed of benchmarks."""

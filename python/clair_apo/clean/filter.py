@@ -1,0 +1,110 @@
+"""`clair-apo filter`: the rows that a condition holds for."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from clair_apo import files
+from clair_apo.clean.condition import Condition
+from clair_apo.clean.pairs import PairsByRow
+from clair_apo.clean.rows import Progress, RowBatch, RowReader, RowWriter, Spec, check_paths
+from clair_apo.clean.summary import reasons
+from clair_apo.shapes import Skipped
+
+
+def filter_rows(
+    file: Spec, where: str, output: Spec, on_progress: Progress | None = None
+) -> dict[str, Any]:
+    """Copies the rows of `file` for which the SQL expression `where` is true into `output`.
+
+    It may use the table's columns, fields of structs (`usage.cost_usd`) and the measures of `stats`,
+    which are computed from the texts where the table lacks them. Memory holds a few batches.
+
+    Returns: what `clair-apo filter --json` prints. `rows_in` = `rows_out` + `left_out` (the condition is
+    false) + `undecided` (it is null) + `skipped` (rows that cannot be read, or hold no pair while a
+    measure is needed; `skipped_reasons` says which).
+
+    Raises ClairError (UsageError where the expression itself is the trouble).
+    """
+    check_paths(file, output)
+    reader = RowReader(file)
+    condition = Condition(where, reader.schema)
+    if _lines_pass(reader, Path(output)):
+        reader.narrow(condition.columns)
+    pairs = PairsByRow(file) if condition.measures else None
+    left_out = undecided = 0
+    with RowWriter(Path(output), reader) as writer:
+        for rows in reader:
+            stays, measurable = _stays(condition, rows, pairs)
+            asked = stays.filter(measurable)
+            undecided += asked.null_count
+            left_out += pc.sum(pc.invert(asked)).as_py() or 0
+            writer.write(rows, pc.and_(pc.fill_null(stays, False), measurable))
+            if on_progress is not None:
+                on_progress(str(file), reader.rows_read, reader.total_rows)
+    skipped = pairs.skipped() if pairs is not None else _unreadable(reader)
+    return {
+        "file": str(file),
+        "output": str(output),
+        "where": where,
+        "computed": condition.measures,
+        "rows_in": reader.rows_read,
+        "rows_out": writer.rows,
+        "left_out": left_out,
+        "undecided": undecided,
+        "skipped": sum(s.rows for s in skipped.values()),
+        "skipped_reasons": reasons(skipped),
+    }
+
+
+def _lines_pass(reader: RowReader, output: Path) -> bool:
+    """Whether lines of JSON are passed on as they stand, so that no other column need be decoded."""
+    return files.suffix(output) != ".parquet" and all(".jsonl" in files.suffix(p) for p in reader.paths)
+
+
+def _unreadable(reader: RowReader) -> dict[str, Skipped]:
+    return {"unreadable": reader.unreadable} if reader.unreadable else {}
+
+
+def _stays(
+    condition: Condition, rows: RowBatch, pairs: PairsByRow | None
+) -> tuple[pa.BooleanArray, pa.BooleanArray]:
+    """The condition's answers, and which rows have what it needs."""
+    arrays = [rows.batch.column(name) for name in condition.columns] if condition.columns else []
+    names = list(condition.columns)
+    measurable = pa.repeat(True, rows.num_rows)
+    if pairs is not None:
+        texts = pairs.take(rows.first_row, rows.num_rows)
+        measurable = texts["chosen"].is_valid()
+        for name, column in measured(condition.measures, texts["rejected"], texts["chosen"]):
+            names.append(name)
+            arrays.append(column)
+    return condition.of(pa.table(arrays, names), rows.num_rows), measurable
+
+
+def measured(names: list[str], rejected: Any, chosen: Any) -> Iterator[tuple[str, Any]]:
+    """The named measures (of `condition.MEASURES`) of each pair; null for null."""
+    from clair_apo import text
+
+    alone = {
+        "jaccard": lambda: text.jaccard(rejected, chosen),
+        "levenshtein": lambda: text.levenshtein(rejected, chosen),
+        "levenshtein_ratio": lambda: text.levenshtein_ratio(rejected, chosen),
+        "word_edits": lambda: text.levenshtein(rejected, chosen, unit="word"),
+        "chosen_tokens": lambda: text.count_tokens(chosen),
+        "rejected_tokens": lambda: text.count_tokens(rejected),
+    }
+    together = [name for name in names if not name.endswith("_tokens")]
+    if len(together) == 1 and together[0] in alone:
+        together = []
+    scores = pa.table(text.score(rejected, chosen)) if together else None
+    for name in names:
+        if scores is not None and name in together:
+            yield name, scores[name].combine_chunks()
+        else:
+            yield name, pa.array(alone[name]())
