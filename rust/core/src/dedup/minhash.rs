@@ -205,14 +205,27 @@ mod tests {
 
     #[test]
     fn the_share_of_equal_minima_estimates_jaccard() {
-        for (size, shared) in [(180, 160), (180, 120), (180, 30), (10, 8), (3, 1), (2000, 1700)] {
+        for (size, shared) in [
+            (180, 160),
+            (180, 120),
+            (180, 30),
+            (10, 8),
+            (3, 1),
+            (2000, 1700),
+        ] {
             let jaccard = shared as f64 / (2 * size - shared) as f64;
             let (mean, variance) = estimates(size, shared, 4000);
             let ideal = jaccard * (1.0 - jaccard) / 256.0;
             let error = (ideal / 4000.0).sqrt();
-            assert!((mean - jaccard).abs() < 5.0 * error, "{size} {shared}: {mean} {jaccard}");
+            assert!(
+                (mean - jaccard).abs() < 5.0 * error,
+                "{size} {shared}: {mean} {jaccard}"
+            );
             // Independent orders would give the ideal; so must these, but for chance.
-            assert!(variance < 1.15 * ideal, "{size} {shared}: {variance} {ideal}");
+            assert!(
+                variance < 1.15 * ideal,
+                "{size} {shared}: {variance} {ideal}"
+            );
         }
     }
 }

@@ -134,7 +134,11 @@ mod tests {
     fn normal(text: &str) -> String {
         let mut normal = Normal::default();
         normal.set(text);
-        assert!(normal.padded()[normal.bytes().len()..].iter().all(|&b| b == 0));
+        assert!(
+            normal.padded()[normal.bytes().len()..]
+                .iter()
+                .all(|&b| b == 0)
+        );
         String::from_utf8(normal.bytes().to_vec()).unwrap()
     }
 

@@ -125,7 +125,10 @@ impl Shingler {
         if len <= 16 {
             let low = part(padded, start, len.min(8));
             let high = part(padded, start + 8, len.saturating_sub(8));
-            return fold(low ^ self.seeds[0], high ^ self.seeds[1].wrapping_add(len as u64));
+            return fold(
+                low ^ self.seeds[0],
+                high ^ self.seeds[1].wrapping_add(len as u64),
+            );
         }
         xxhash_rust::xxh3::xxh3_64_with_seed(&padded[start..end], self.seeds[2])
     }
@@ -151,7 +154,11 @@ fn other(bytes: &[u8]) -> (u8, usize) {
 fn part(padded: &[u8], start: usize, len: usize) -> u64 {
     let mut eight = [0; 8];
     eight.copy_from_slice(&padded[start..start + 8]);
-    let mask = if len == 8 { u64::MAX } else { (1 << (8 * len)) - 1 };
+    let mask = if len == 8 {
+        u64::MAX
+    } else {
+        (1 << (8 * len)) - 1
+    };
     u64::from_le_bytes(eight) & mask
 }
 
