@@ -39,6 +39,7 @@ class Command:
 def _commands() -> dict[str, Command]:
     from clair_apo.build.options import add_arguments
     from clair_apo.clean import command as clean
+    from clair_apo.clean import dedup_command
     from clair_apo.report.command import diff_arguments, run_diff, run_stats, stats_arguments
 
     def run_build(args: argparse.Namespace) -> int:
@@ -57,6 +58,11 @@ def _commands() -> dict[str, Command]:
         "diff": Command("what changed within a pair", diff_arguments, run_diff),
         "filter": Command(
             "keep the rows that a condition holds for", clean.filter_arguments, clean.run_filter
+        ),
+        "dedup": Command(
+            "leave out rows that are the same, or nearly",
+            dedup_command.dedup_arguments,
+            dedup_command.run_dedup,
         ),
         "templates": Command(
             "list the revision templates, or show one", _templates_arguments, run_templates

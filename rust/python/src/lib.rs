@@ -1,5 +1,6 @@
 //! The Python module `clair_apo._core`: Arrow in, Arrow out, no algorithms.
 
+mod dedup;
 mod input;
 mod work;
 
@@ -118,5 +119,7 @@ fn _core(m: &Bound<'_, PyModule>) -> PyResult<()> {
     m.add_function(wrap_pyfunction!(count_tokens, m)?)?;
     m.add_function(wrap_pyfunction!(diff, m)?)?;
     m.add_function(wrap_pyfunction!(word_script, m)?)?;
+    m.add_function(wrap_pyfunction!(dedup::minhash, m)?)?;
+    m.add_class::<dedup::PyDedup>()?;
     Ok(())
 }

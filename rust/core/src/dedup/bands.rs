@@ -32,7 +32,7 @@ impl Bands {
     }
 
     /// Appends one key a band; equal keys mean equal minima in the same band.
-    pub fn keys(&self, minima: &[u32; MINIMA], out: &mut Vec<u64>) {
+    pub fn keys(&self, minima: &[u32], out: &mut Vec<u64>) {
         out.extend(minima.chunks_exact(self.rows).enumerate().map(|(i, band)| {
             let mut key = (i as u64 + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15);
             for &minimum in band {

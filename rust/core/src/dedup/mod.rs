@@ -17,6 +17,7 @@ pub mod normal;
 mod order;
 mod outcome;
 pub mod shingles;
+mod signatures;
 mod sketch;
 mod spill;
 mod visit;
@@ -33,6 +34,7 @@ use sketch::{Scratch, Sketcher};
 use spill::{Grouped, Records};
 
 pub use outcome::{Gone, Outcome, Reason};
+pub use signatures::signatures;
 
 /// Rows that one task takes.
 const ROWS_AT_ONCE: usize = 32;
@@ -106,7 +108,7 @@ impl Dedup {
         if settings.shingle == 0 {
             return Err(Error::Setting("a shingle has at least one word".to_owned()));
         }
-        let sketcher = Sketcher::new(settings.shingle, settings.seed);
+        let sketcher = Sketcher::new(settings.shingle, bands::MINIMA, settings.seed);
         Ok(Self {
             bands,
             sketcher,

@@ -36,6 +36,8 @@ pub struct Outcome {
     /// For each group its place in `gone`, if it goes.
     gone_at: Vec<u32>,
     gone: Vec<Gone>,
+    /// Whether others go because of a group.
+    speaks: Vec<bool>,
     pub rows: u32,
     pub rows_out: u32,
     pub exact: u32,
@@ -57,6 +59,7 @@ impl Outcome {
             first_row: firsts.row,
             gone_at,
             gone,
+            speaks: Vec::new(),
             rows,
             rows_out: 0,
             exact: 0,
@@ -80,12 +83,20 @@ impl Outcome {
             }
             outcome.without_text += u32::from(outcome.group(row).is_none());
         }
+        outcome.speaks = speaks;
         outcome
     }
 
     fn group(&self, row: u32) -> Option<u32> {
         let group = self.group_of_row.get(row as usize).copied();
         group.filter(|&group| group != NONE)
+    }
+
+    /// Whether a row goes, or another goes because of it.
+    pub fn involved(&self, row: u32) -> bool {
+        let speaks =
+            |group: u32| self.speaks[group as usize] && self.first_row[group as usize] == row;
+        self.group(row).is_some_and(speaks) || self.gone(row).is_some()
     }
 
     /// If a row goes: the row that stays, how near it is, and why.

@@ -1,6 +1,5 @@
 //! From a text to its minima and to its set of shingles.
 
-use super::bands::MINIMA;
 use super::minhash::MinHash;
 use super::normal::Normal;
 use super::shingles::{self, Shingler};
@@ -14,33 +13,21 @@ pub struct Sketcher {
 }
 
 /// Buffers for one text at a time.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct Scratch {
     normal: Normal,
     words: shingles::Scratch,
     hashes: Vec<u64>,
     halves: Vec<u32>,
-    minima: [u32; MINIMA],
-}
-
-impl Default for Scratch {
-    fn default() -> Self {
-        Self {
-            normal: Normal::default(),
-            words: shingles::Scratch::default(),
-            hashes: Vec::new(),
-            halves: Vec::new(),
-            minima: [0; MINIMA],
-        }
-    }
+    minima: Vec<u32>,
 }
 
 impl Sketcher {
-    pub fn new(shingle: usize, seed: u64) -> Self {
+    pub fn new(shingle: usize, minima: usize, seed: u64) -> Self {
         let mut state = seed;
         Self {
             shingler: Shingler::new(shingle, splitmix(&mut state)),
-            minhash: MinHash::new(MINIMA, splitmix(&mut state)),
+            minhash: MinHash::new(minima, splitmix(&mut state)),
         }
     }
 
@@ -51,7 +38,7 @@ impl Sketcher {
     }
 
     /// The minima of the text taken last.
-    pub fn minima<'s>(&self, scratch: &'s mut Scratch) -> &'s [u32; MINIMA] {
+    pub fn minima<'s>(&self, scratch: &'s mut Scratch) -> &'s [u32] {
         scratch.hashes.clear();
         self.shingler
             .hashes(&scratch.normal, &mut scratch.words, &mut scratch.hashes);
