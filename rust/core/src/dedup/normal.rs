@@ -9,8 +9,8 @@ use crate::unicode::{CLASSES, SPACE};
 /// Zero bytes behind the text, so that a word's bytes can be read eight at a time.
 pub const PAD: usize = 64;
 
-/// Bytes that are looked at together.
-const BLOCK: usize = 32;
+/// Bytes that are looked at together, each by one bit of a number.
+pub const BLOCK: usize = 64;
 
 /// The normal form of one text at a time, in a buffer that is used again.
 #[derive(Debug, Default)]
@@ -27,18 +27,21 @@ impl Normal {
         let bytes = text.as_bytes();
         let mut at = 0;
         while at < bytes.len() {
-            if let Some(block) = bytes[at..].first_chunk::<BLOCK>()
-                && block.is_ascii()
-            {
-                ascii_block(block, out);
-                at += BLOCK;
-                continue;
-            }
-            let Some(c) = text[at..].chars().next() else {
-                break;
+            at += match bytes[at..].first_chunk::<BLOCK>() {
+                Some(block) => ascii(block, BLOCK, out),
+                None => {
+                    let mut block = [b' '; BLOCK];
+                    let rest = &bytes[at..];
+                    block[..rest.len()].copy_from_slice(rest);
+                    ascii(&block, rest.len(), out)
+                }
             };
-            character(c, out);
-            at += c.len_utf8();
+            // Characters beyond ASCII come in rows.
+            let others = text[at..].chars().take_while(|c| !c.is_ascii());
+            for c in others {
+                character(c, out);
+                at += c.len_utf8();
+            }
         }
         if out.last() == Some(&b' ') {
             out.pop();
@@ -72,43 +75,56 @@ fn lower_ascii(b: u8) -> u8 {
     }
 }
 
+/// One bit for each of the flags, which are 0 or 1.
 #[inline]
-fn push_ascii(b: u8, out: &mut Vec<u8>) {
-    if b != b' ' || out.last().is_some_and(|&last| last != b' ') {
-        out.push(b);
+pub fn bits(flags: &[u8; BLOCK]) -> u64 {
+    let (eights, _) = flags.as_chunks::<8>();
+    let mut bits = 0;
+    for (i, &eight) in eights.iter().enumerate() {
+        // The product's upper byte has the flags side by side.
+        let byte = u64::from_le_bytes(eight).wrapping_mul(0x0102_0408_1020_4080) >> 56;
+        bits |= byte << (8 * i);
     }
+    bits
 }
 
+/// Takes the ASCII bytes that a block begins with, at most `len`, and says how many these are.
 #[inline]
-fn ascii_block(block: &[u8; BLOCK], out: &mut Vec<u8>) {
-    let lower = block.map(lower_ascii);
-    let mut before = [b' '; BLOCK];
-    before[1..].copy_from_slice(&lower[..BLOCK - 1]);
-    before[0] = out.last().copied().unwrap_or(b' ');
-    // White space beside white space is rare: everything else is copied as a whole.
-    let mut double = 0_u8;
-    for (b, p) in lower.iter().zip(&before) {
-        double |= u8::from(*b == b' ') & u8::from(*p == b' ');
-    }
-    if double == 0 {
-        out.extend_from_slice(&lower);
+fn ascii(block: &[u8; BLOCK], len: usize, out: &mut Vec<u8>) -> usize {
+    let len = if block.is_ascii() {
+        len
     } else {
-        for b in lower {
-            push_ascii(b, out);
+        len.min(bits(&block.map(|b| b >> 7)).trailing_zeros() as usize)
+    };
+    let lower = block.map(lower_ascii);
+    let spaces = bits(&lower.map(|b| u8::from(b == b' ')));
+    let before = out.last().is_none_or(|&last| last == b' ');
+    let mut double = spaces & (spaces << 1 | u64::from(before));
+    // White space beside white space is rare: what lies between is copied as a whole.
+    let mut from = 0;
+    while double != 0 {
+        let next = double.trailing_zeros() as usize;
+        if next >= len {
+            break;
         }
+        out.extend_from_slice(&lower[from..next]);
+        from = next + 1;
+        double &= double - 1;
     }
+    out.extend_from_slice(&lower[from..len.max(from)]);
+    len
 }
 
 fn character(c: char, out: &mut Vec<u8>) {
-    if c.is_ascii() {
-        push_ascii(lower_ascii(c as u8), out);
-    } else if CLASSES.of(c) == SPACE {
-        push_ascii(b' ', out);
-    } else {
-        let mut buffer = [0; 4];
-        for low in lower(c) {
-            out.extend_from_slice(low.encode_utf8(&mut buffer).as_bytes());
+    if CLASSES.of(c) == SPACE {
+        if out.last().is_some_and(|&last| last != b' ') {
+            out.push(b' ');
         }
+        return;
+    }
+    let mut buffer = [0; 4];
+    for low in lower(c) {
+        out.extend_from_slice(low.encode_utf8(&mut buffer).as_bytes());
     }
 }
 

@@ -1,29 +1,8 @@
 //! Shingles: every run of `size` words of a text, as one hash of 64 bits each.
 
-use super::normal::Normal;
+use super::normal::{BLOCK, Normal, bits};
 use super::splitmix;
-use crate::unicode::{CLASSES, RUN, SINGLE, SPACE};
-
-/// Class of each byte of a normal text; one that begins or continues a longer character is `OTHER`.
-const BYTES: [u8; 256] = {
-    let mut table = [SINGLE; 256];
-    let mut byte = 0;
-    while byte < 256 {
-        let b = byte as u8;
-        table[byte] = if b.is_ascii_alphanumeric() || b == b'_' {
-            RUN
-        } else if b == b' ' {
-            SPACE
-        } else if b >= 0x80 {
-            OTHER
-        } else {
-            SINGLE
-        };
-        byte += 1;
-    }
-    table
-};
-const OTHER: u8 = 3;
+use crate::unicode::{CLASSES, RUN, SINGLE};
 
 /// Odd, and so that neither it nor one less is divided by four: swapped words give another hash.
 const STEP: u64 = 0x9e37_79b9_7f4a_7c17;
@@ -40,6 +19,8 @@ pub struct Shingler {
 /// Buffers for the words of one text.
 #[derive(Debug, Default)]
 pub struct Scratch {
+    starts: Vec<u32>,
+    ends: Vec<u32>,
     words: Vec<u64>,
 }
 
@@ -56,8 +37,7 @@ impl Shingler {
     /// Appends the hash of each shingle, in the order of the text, as often as it occurs. A text of fewer
     /// words than a shingle has, none at all included, is one shingle.
     pub fn hashes(&self, text: &Normal, scratch: &mut Scratch, out: &mut Vec<u64>) {
-        scratch.words.clear();
-        self.words(text, &mut scratch.words);
+        self.words(text, scratch);
         let words = &scratch.words;
         let mut rolling = 0_u64;
         if words.len() < self.size {
@@ -92,31 +72,15 @@ impl Shingler {
         set
     }
 
-    /// Appends the hash of each word.
-    fn words(&self, text: &Normal, out: &mut Vec<u64>) {
-        let (bytes, padded) = (text.bytes(), text.padded());
-        let mut open = None;
-        let mut at = 0;
-        while let Some(&b) = bytes.get(at) {
-            let (mut class, mut width) = (BYTES[b as usize], 1);
-            if class == OTHER {
-                (class, width) = other(&bytes[at..]);
-            }
-            if class == RUN {
-                open.get_or_insert(at);
-            } else {
-                if let Some(start) = open.take() {
-                    out.push(self.word(padded, start, at));
-                }
-                if class != SPACE {
-                    out.push(self.word(padded, at, at + width));
-                }
-            }
-            at += width;
-        }
-        if let Some(start) = open {
-            out.push(self.word(padded, start, at));
-        }
+    /// Hashes each word.
+    fn words(&self, text: &Normal, scratch: &mut Scratch) {
+        bounds(text, scratch);
+        let padded = text.padded();
+        let bounds = scratch.starts.iter().zip(&scratch.ends);
+        scratch.words.clear();
+        scratch
+            .words
+            .extend(bounds.map(|(&start, &end)| self.word(padded, start as usize, end as usize)));
     }
 
     #[inline]
@@ -134,11 +98,102 @@ impl Shingler {
     }
 }
 
+/// A character that reaches into the next block.
+#[derive(Debug, Default, Clone, Copy)]
+struct Open {
+    class: u8,
+    bytes: usize,
+}
+
+/// Bytes of a block by what they are, one bit each.
+#[derive(Debug, Default, Clone, Copy)]
+struct Kinds {
+    /// Within a run of word characters.
+    run: u64,
+    /// First and last byte of a character that is a word by itself.
+    first: u64,
+    last: u64,
+}
+
+/// Finds where words begin and end. A text's words are those of its normal form.
+fn bounds(text: &Normal, scratch: &mut Scratch) {
+    let (starts, ends) = (&mut scratch.starts, &mut scratch.ends);
+    starts.clear();
+    ends.clear();
+    let len = text.bytes().len();
+    let mut open = Open::default();
+    let mut before = Kinds::default();
+    // One step beyond the end: a word may end there.
+    for at in (0..=len).step_by(BLOCK) {
+        let Some(block) = text.padded()[at..].first_chunk::<BLOCK>() else {
+            break;
+        };
+        let kinds = if block.is_ascii() && open.bytes == 0 {
+            ascii_kinds(block, len - at)
+        } else {
+            any_kinds(&text.bytes()[at..], &mut open)
+        };
+        let run_before = kinds.run << 1 | before.run >> 63;
+        let mut start = kinds.run & !run_before | kinds.first;
+        let mut end = run_before & !kinds.run | kinds.last << 1 | before.last >> 63;
+        while start != 0 {
+            starts.push(at as u32 + start.trailing_zeros());
+            start &= start - 1;
+        }
+        while end != 0 {
+            ends.push(at as u32 + end.trailing_zeros());
+            end &= end - 1;
+        }
+        before = kinds;
+    }
+}
+
+/// The kinds of the first `len` bytes, all of them ASCII in lower case.
+#[inline]
+fn ascii_kinds(block: &[u8; BLOCK], len: usize) -> Kinds {
+    let within = if len < BLOCK { (1 << len) - 1 } else { u64::MAX };
+    let run = block.map(|b| {
+        u8::from(b.wrapping_sub(b'a') < 26) | u8::from(b.wrapping_sub(b'0') < 10) | u8::from(b == b'_')
+    });
+    let run = bits(&run) & within;
+    let single = !run & !bits(&block.map(|b| u8::from(b == b' '))) & within;
+    Kinds {
+        run,
+        first: single,
+        last: single,
+    }
+}
+
+/// The kinds of the bytes of a block, from the middle of a character that is open.
+fn any_kinds(bytes: &[u8], open: &mut Open) -> Kinds {
+    let mut kinds = Kinds::default();
+    let len = bytes.len().min(BLOCK);
+    let mut at = 0;
+    while at < len {
+        if open.bytes == 0 {
+            let (class, bytes) = character(&bytes[at..]);
+            *open = Open { class, bytes };
+            if class == SINGLE {
+                kinds.first |= 1 << at;
+            }
+        }
+        let here = open.bytes.min(len - at);
+        open.bytes -= here;
+        if open.class == RUN {
+            kinds.run |= ((1 << here) - 1) << at;
+        } else if open.class == SINGLE && open.bytes == 0 {
+            kinds.last |= 1 << (at + here - 1);
+        }
+        at += here;
+    }
+    kinds
+}
+
 /// Class and width of the character that `bytes`, UTF-8, begins with.
-#[cold]
-fn other(bytes: &[u8]) -> (u8, usize) {
+fn character(bytes: &[u8]) -> (u8, usize) {
     let width = match bytes[0] {
-        0..=0xdf => 2,
+        0..=0x7f => 1,
+        0x80..=0xdf => 2,
         0xe0..=0xef => 3,
         _ => 4,
     };
@@ -149,17 +204,23 @@ fn other(bytes: &[u8]) -> (u8, usize) {
     (c.map_or(SINGLE, |c| CLASSES.of(c)), width)
 }
 
+/// What is left of eight bytes of which so many belong to the word.
+const KEEP: [u64; 9] = {
+    let mut table = [u64::MAX; 9];
+    let mut bytes = 0;
+    while bytes < 8 {
+        table[bytes] = (1 << (8 * bytes)) - 1;
+        bytes += 1;
+    }
+    table
+};
+
 /// Up to eight bytes as a number.
 #[inline]
 fn part(padded: &[u8], start: usize, len: usize) -> u64 {
     let mut eight = [0; 8];
     eight.copy_from_slice(&padded[start..start + 8]);
-    let mask = if len == 8 {
-        u64::MAX
-    } else {
-        (1 << (8 * len)) - 1
-    };
-    u64::from_le_bytes(eight) & mask
+    u64::from_le_bytes(eight) & KEEP[len]
 }
 
 /// Both halves of a product: every bit of it hangs on every bit of both factors.
