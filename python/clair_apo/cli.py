@@ -39,6 +39,7 @@ class Command:
 def _commands() -> dict[str, Command]:
     from clair_apo.build.options import add_arguments
     from clair_apo.clean import command as clean
+    from clair_apo.clean import dedup_command
     from clair_apo.report.command import diff_arguments, run_diff, run_stats, stats_arguments
 
     def run_build(args: argparse.Namespace) -> int:
@@ -66,6 +67,11 @@ def _commands() -> dict[str, Command]:
             "leave out rows that hold a benchmark's items",
             clean.decontaminate_arguments,
             clean.run_decontaminate,
+        ),
+        "dedup": Command(
+            "leave out rows that are the same, or nearly",
+            dedup_command.dedup_arguments,
+            dedup_command.run_dedup,
         ),
         "templates": Command(
             "list the revision templates, or show one", _templates_arguments, run_templates

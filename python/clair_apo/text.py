@@ -51,6 +51,7 @@ __all__ = [
     "kernel",
     "levenshtein",
     "levenshtein_ratio",
+    "minhash",
     "score",
     "word_script",
     "words",
@@ -175,6 +176,27 @@ def count_tokens(column: Column, encoding: str = "o200k_base") -> Array:
     Raises: `ValueError` for an unknown encoding, `TypeError` for a column that is not text.
     """
     return _core.count_tokens(_column(column, "column"), encoding)
+
+
+def minhash(column: Column, permutations: int = 256, shingle: int = 5, seed: int = 0) -> Array:
+    """MinHash signature of each text. The share of places in which two of them are equal estimates the
+    Jaccard similarity of the sets of shingles of the two texts, with a standard deviation of
+    sqrt(J (1 - J) / permutations).
+
+    A shingle is a run of `shingle` words, lower-cased; a text of fewer words is one shingle. `clair-apo
+    dedup` works with these numbers. Signatures can be compared if they were made with the same
+    `shingle`, `seed` and algorithm; fewer permutations are the beginning of more, in steps of 32.
+
+    Algorithm `clair-minhash-1`: each shingle gets one hash of 64 bits under the seed. Its upper half, times
+    an odd multiplier modulo 2**32, gives an order of all shingles from the bottom and another from the
+    top; places 32 k to 32 k + 15 hold the least products with sixteen multipliers, the sixteen after
+    these the complements of the greatest.
+
+    Returns: fixed_size_list<uint32>[permutations], one per row, null for null.
+
+    Raises: `ValueError` for numbers that are not possible, `TypeError` for a column that is not text.
+    """
+    return _core.minhash(_column(column, "column"), permutations, shingle, seed)
 
 
 def kernel() -> str:

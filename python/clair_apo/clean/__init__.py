@@ -1,4 +1,4 @@
-"""Tables of pairs, cleaned: rows chosen by a condition, split, freed of benchmarks, in other shapes."""
+"""Tables of pairs, cleaned: rows chosen, deduplicated, split, converted, freed of benchmarks."""
 
 from __future__ import annotations
 
@@ -7,14 +7,16 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from clair_apo.clean.contamination import decontaminate
     from clair_apo.clean.conversion import convert
+    from clair_apo.clean.duplicates import dedup
     from clair_apo.clean.filtering import filter_rows
     from clair_apo.clean.splitting import split
 
-__all__ = ["convert", "decontaminate", "filter_rows", "split"]
+__all__ = ["convert", "decontaminate", "dedup", "filter_rows", "split"]
 
 _MODULES = {
     "convert": "conversion",
     "decontaminate": "contamination",
+    "dedup": "duplicates",
     "filter_rows": "filtering",
     "split": "splitting",
 }

@@ -36,6 +36,10 @@ pub enum Error {
         "the benchmarks hold more than four billion different {what}, which is more than an index takes"
     )]
     TooMany { what: &'static str },
+    #[error("{0}")]
+    Setting(String),
+    #[error("a temporary file cannot be written or read: {0}")]
+    Temporary(#[from] std::io::Error),
     #[error(transparent)]
     Arrow(#[from] arrow_schema::ArrowError),
     #[error("stopped before the end")]

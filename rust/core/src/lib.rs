@@ -8,6 +8,7 @@ pub mod bpe;
 mod chars;
 pub mod columns;
 pub mod cpu;
+pub mod dedup;
 pub mod diff;
 mod error;
 mod group;

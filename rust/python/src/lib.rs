@@ -1,5 +1,6 @@
 //! The Python module `clair_apo._core`: Arrow in, Arrow out, no algorithms.
 
+mod dedup;
 mod input;
 mod ngrams;
 mod work;
@@ -135,5 +136,7 @@ fn _core(m: &Bound<'_, PyModule>) -> PyResult<()> {
     m.add_function(wrap_pyfunction!(edit_scripts, m)?)?;
     m.add_function(wrap_pyfunction!(kernel, m)?)?;
     m.add_class::<ngrams::NgramIndex>()?;
+    m.add_function(wrap_pyfunction!(dedup::minhash, m)?)?;
+    m.add_class::<dedup::PyDedup>()?;
     Ok(())
 }

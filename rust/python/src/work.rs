@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use clair_core::stop::Stop;
 use clair_core::{Error, Result};
-use pyo3::exceptions::{PyRuntimeError, PyTypeError, PyValueError};
+use pyo3::exceptions::{PyOSError, PyRuntimeError, PyTypeError, PyValueError};
 use pyo3::prelude::*;
 use rayon::{ThreadPool, ThreadPoolBuilder};
 
@@ -27,7 +27,12 @@ pub fn to_python(error: Error) -> PyErr {
         | Error::UnknownEncoding { .. }
         | Error::UnknownKernel { .. }
         | Error::TooMany { .. }
+        | Error::Setting(_)
         | Error::TooLong { .. } => PyValueError::new_err(text),
+        Error::Temporary(error) => match error.raw_os_error() {
+            Some(number) => PyOSError::new_err((number, text)),
+            None => PyOSError::new_err(text),
+        },
         Error::Arrow(_) | Error::Stopped => PyRuntimeError::new_err(text),
     }
 }
