@@ -129,20 +129,11 @@ impl Group {
                     }
                 }
             }
-            let places = columns[prefix * lanes..]
-                .chunks_exact_mut(lanes)
-                .map(|column| &mut column[lane]);
-            match b {
-                Symbols::Bytes(bytes, numbers) => {
-                    for (place, &byte) in places.zip(*bytes) {
-                        *place = UP | u64::from(numbers[usize::from(byte)]);
-                    }
-                }
-                Symbols::Numbers(numbers) => {
-                    for (place, number) in places.zip(*numbers) {
-                        *place = UP | u64::from(*number);
-                    }
-                }
+            let places = &mut columns[prefix * lanes..];
+            match lanes {
+                8 => scatter::<8>(places, lane, b),
+                4 => scatter::<4>(places, lane, b),
+                _ => scatter::<2>(places, lane, b),
             }
             self.prefixes.push(prefix);
             self.ends.push(prefix + b.len());
@@ -282,6 +273,24 @@ impl Group {
             Vertical::Down
         } else {
             Vertical::Same
+        }
+    }
+}
+
+/// Writes a side's numbers into one lane of `columns`.
+fn scatter<const LANES: usize>(columns: &mut [u64], lane: usize, side: &Symbols) {
+    let (columns, _) = columns.as_chunks_mut::<LANES>();
+    let places = columns.iter_mut().map(|column| &mut column[lane]);
+    match side {
+        Symbols::Bytes(bytes, numbers) => {
+            for (place, &byte) in places.zip(*bytes) {
+                *place = UP | u64::from(numbers[usize::from(byte)]);
+            }
+        }
+        Symbols::Numbers(numbers) => {
+            for (place, &number) in places.zip(*numbers) {
+                *place = UP | u64::from(number);
+            }
         }
     }
 }

@@ -28,6 +28,8 @@ pub struct WordTable {
     /// The words by their numbers, and room for more.
     words: Vec<Known>,
     distinct: usize,
+    /// Keys and hashes of the words of one text.
+    keys: Vec<([u64; 2], u64)>,
     /// Places that bear this mark are taken; all others are free.
     mark: u16,
     seeds: [u64; 2],
@@ -45,6 +47,7 @@ impl Default for WordTable {
             places: Vec::new(),
             words: Vec::new(),
             distinct: 0,
+            keys: Vec::new(),
             mark: 0,
             seeds: *SEEDS,
         }
@@ -69,10 +72,13 @@ impl WordTable {
         let firsts = self.distinct;
         let last = self.places.len() - 1;
         let mut numbers = Vec::with_capacity(words.len());
-        for word in words {
-            let length = (word.end - word.start) as usize;
-            let (key, hash) = key_of(text.as_bytes(), word, self.seeds);
-            let mark = u64::from(self.mark) << 48;
+        // In two passes, so that hashing one word does not wait for finding the one before.
+        self.keys.clear();
+        let seeds = self.seeds;
+        let key = |word| key_of(text.as_bytes(), word, seeds);
+        self.keys.extend(words.iter().map(key));
+        let mark = u64::from(self.mark) << 48;
+        for (word, &(key, hash)) in words.iter().zip(&self.keys) {
             let tagged = mark | hash >> 48 << 32;
             let mut at = hash as usize & last;
             loop {
@@ -85,24 +91,19 @@ impl WordTable {
                     place
                 };
                 let number = place as u32;
-                let known = self.words[number as usize];
-                let known = if is_free {
-                    Known {
-                        key,
-                        start: u64::from(word.start),
-                    }
-                } else {
-                    known
-                };
+                let mut known = self.words[number as usize];
+                if is_free {
+                    known.key = key;
+                    known.start = u64::from(word.start);
+                }
                 let mut same = known.key == key && place >> 32 == tagged >> 32;
-                if length > SHORT && same {
+                if word.end - word.start > SHORT as u32 && same && !is_free {
                     let there = if (number as usize) < firsts {
                         first
                     } else {
                         text
                     };
-                    let start = known.start as usize;
-                    same = is_free || there.get(start..start + length) == Some(word.of(text));
+                    same = there[known.start as usize..].starts_with(word.of(text));
                 }
                 if same {
                     self.places[at] = place;

@@ -80,15 +80,22 @@ impl<'t> Compared<'t> {
     /// A word's first character decides; an insertion is where the word after it starts.
     fn edit_position(&self) -> [u32; TENTHS] {
         let mut counts = [0; TENTHS];
-        let chars = self.a.chars;
+        let chars = u64::from(self.a.chars);
+        let words = &self.a.words;
+        // Edits are in order, so the tenths are too.
+        let mut tenth = 0;
         for unit in &self.units {
-            let start = self
-                .a
-                .words
+            let start = words
                 .get(unit.a as usize)
-                .map_or(chars, |w| w.char_start);
-            let tenth = u64::from(start) * TENTHS as u64 / u64::from(chars.max(1));
-            counts[(tenth as usize).min(TENTHS - 1)] += 1;
+                .map_or(chars, |w| u64::from(w.char_start));
+            while tenth < TENTHS - 1 && start * TENTHS as u64 >= (tenth as u64 + 1) * chars {
+                // Into an empty text all edits are at the start.
+                if chars == 0 {
+                    break;
+                }
+                tenth += 1;
+            }
+            counts[tenth] += 1;
         }
         counts
     }
