@@ -7,6 +7,7 @@ Each call hands whole columns to `clair_apo.text`, which reads them in place and
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from typing import Any, Literal, TypeAlias
 
@@ -43,8 +44,8 @@ class ClairExpressions:
         """Jaccard similarity of the sets of words: Float64 from 0 to 1."""
         return self._with(other, text.jaccard, pl.Float64)
 
-    def count_tokens(self, encoding: str = "o200k_base") -> pl.Expr:
-        """Tokens in one of `clair_apo.text.ENCODINGS`: UInt32."""
+    def count_tokens(self, encoding: str | os.PathLike[str] = "o200k_base") -> pl.Expr:
+        """Tokens in an encoding, of an OpenAI model or by a `tokenizer.json`: UInt32."""
 
         def count(column: pl.Series) -> pl.Series:
             return pl.Series(column.name, text.count_tokens(column, encoding))

@@ -22,6 +22,8 @@ pub enum Error {
     },
     #[error("unknown encoding '{name}': known are {known}")]
     UnknownEncoding { name: String, known: String },
+    #[error("the tokenizer file is no JSON: {reason}")]
+    BadTokenizer { reason: String },
     #[error("a text of {bytes} bytes is too long: 4 GiB is the limit of one text")]
     TooLong { bytes: usize },
     #[error(transparent)]

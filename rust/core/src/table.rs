@@ -15,7 +15,7 @@ use crate::columns::TextColumn;
 use crate::kernel::Scratch;
 use crate::pair::{Measures, TENTHS, measure};
 use crate::stop::Stop;
-use crate::{Result, bpe, pair};
+use crate::{Result, pair};
 
 /// Rows that one task takes at least.
 const ROWS_AT_ONCE: usize = 8;
@@ -86,14 +86,6 @@ pub fn levenshtein_ratio(a: &TextColumn, b: &TextColumn, stop: &Stop) -> Result<
         stop,
         pair::levenshtein_ratio,
     )?))
-}
-
-pub fn count_tokens(texts: &TextColumn, encoding: &str, stop: &Stop) -> Result<ArrayRef> {
-    let tokenizer = bpe::encoding(encoding)?;
-    let counts = rows(texts.len(), stop, |i, _| {
-        Ok(texts.get(i).map(|t| tokenizer.count(t) as u32))
-    })?;
-    Ok(array::<UInt32Type>(counts))
 }
 
 /// Every measure of `Measures` as a column of its own.

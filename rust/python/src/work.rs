@@ -24,6 +24,7 @@ pub fn to_python(error: Error) -> PyErr {
         Error::LengthMismatch { .. }
         | Error::NotUtf8 { .. }
         | Error::UnknownEncoding { .. }
+        | Error::BadTokenizer { .. }
         | Error::TooLong { .. } => PyValueError::new_err(text),
         Error::Arrow(_) | Error::Stopped => PyRuntimeError::new_err(text),
     }
