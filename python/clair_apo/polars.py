@@ -13,6 +13,7 @@ column that is not text, `ValueError` for columns of different length or an unkn
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from typing import Any, Literal, TypeAlias
 
@@ -89,8 +90,8 @@ class ClairExpressions:
         one: a struct of type `SCORE`, to be unnested. All fields are null where either text is."""
         return self._with(other, text.score, SCORE)
 
-    def count_tokens(self, encoding: str = "o200k_base") -> pl.Expr:
-        """Tokens in one of `clair_apo.text.ENCODINGS`: UInt32."""
+    def count_tokens(self, encoding: str | os.PathLike[str] = "o200k_base") -> pl.Expr:
+        """Tokens in an encoding, of an OpenAI model or by a `tokenizer.json`: UInt32."""
 
         def count(column: pl.Series) -> pl.Series:
             return pl.Series(column.name, text.count_tokens(column, encoding))

@@ -24,10 +24,11 @@ do not depend on it, nor on how rows are chunked.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, TypeAlias
 
-from clair_apo import _core
+from clair_apo import _core, encodings
 from clair_apo.columns import readable as _column
 
 if TYPE_CHECKING:
@@ -57,8 +58,8 @@ __all__ = [
     "words",
 ]
 
-ENCODINGS: tuple[str, ...] = tuple(_core.ENCODINGS)
-"""Names that `count_tokens` knows."""
+ENCODINGS: tuple[str, ...] = encodings.ENCODINGS
+"""Encodings that `count_tokens` knows, by tiktoken's names."""
 
 
 class Edit(NamedTuple):
@@ -166,16 +167,30 @@ def word_script(a: str, b: str) -> list[Edit]:
     return [Edit._make(edit) for edit in _core.word_script(_whole(a, "a"), _whole(b, "b"))]
 
 
-def count_tokens(column: Column, encoding: str = "o200k_base") -> Array:
-    """Tokens of each text in one of OpenAI's encodings (`ENCODINGS`).
+def count_tokens(column: Column, encoding: str | os.PathLike[str] = "o200k_base") -> Array:
+    """Tokens of each text in one of OpenAI's encodings or by a `tokenizer.json`.
 
-    Special tokens count as the ordinary text that they are (tiktoken's `encode_ordinary`).
+    `encoding` is one of `ENCODINGS`, the name of an OpenAI model as tiktoken knows it, or the path of a
+    `tokenizer.json` or of a folder that holds one. A path is what has `.json` at its end or a separator
+    in it, or is no name that is known.
+
+    OpenAI's: special tokens count as the ordinary text that they are (tiktoken's `encode_ordinary`). A
+    file's: as its library counts with `add_special_tokens=False`, so its added tokens are one each where
+    they stand in a text, and its truncation and padding are off. Byte-level BPE of the usual patterns
+    (GPT-2, Llama 3, Qwen 2, Tekken, o200k, with single digits) is counted by the core. Other files
+    are counted by the package `tokenizers`, if it is installed: the same counts, slower.
 
     Returns: uint32, one per row, null for null.
 
-    Raises: `ValueError` for an unknown encoding, `TypeError` for a column that is not text.
+    Raises: `ValueError` for an unknown encoding or a file that is no tokenizer, `OSError` for one that
+    cannot be read, `ImportError` where `tokenizers` is wanted and missing, `TypeError` for a column that
+    is not text.
     """
-    return _core.count_tokens(_column(column, "column"), encoding)
+    values = _column(column, "column")
+    counter = encodings.counter_of(encoding)
+    if isinstance(counter, _core.Tokenizer):
+        return _core.count_tokens(values, counter)
+    return _core.count_tokens_with(values, counter)
 
 
 def minhash(column: Column, permutations: int = 256, shingle: int = 5, seed: int = 0) -> Array:

@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Sequence
 
-from clair_apo import text
+from clair_apo import encodings, text
 from clair_apo.llm.chat import Message
 
-# The models that OpenAI counts with the older encoding, as tiktoken maps them; all newer ones, and what
-# comes nearest for other vendors' models, take the newer one.
-_CL100K = re.compile(r"(gpt-4|gpt-4-.*|gpt-3\.5.*|gpt-35.*|text-embedding-.*)$")
 # What OpenAI's chat format adds to each message, with its role, and to the whole (their cookbook's counts).
 MESSAGE_TOKENS = 4
 REPLY_TOKENS = 3
@@ -27,8 +23,10 @@ BYTES_OF_A_TOKEN = 5.0
 
 
 def encoding_of(model: str) -> str:
-    """The encoding by which the tokens of `model` are counted: its own for OpenAI's models."""
-    return "cl100k_base" if _CL100K.match(model.rpartition("/")[2]) else "o200k_base"
+    """The encoding by which the tokens of `model` are counted: its own for OpenAI's models, and the newest
+    for all others, which comes nearest."""
+    found = encodings.encoding_of_model(model.rpartition("/")[2])
+    return found if found in encodings.ENCODINGS else "o200k_base"
 
 
 def count_requests(requests: Sequence[Sequence[Message]], model: str) -> list[int]:

@@ -30,6 +30,8 @@ pub enum Error {
     UnknownEncoding { name: String, known: String },
     #[error("CLAIR_APO_KERNEL names '{name}', which this machine does not have: it has {known}")]
     UnknownKernel { name: String, known: String },
+    #[error("the tokenizer file is no JSON: {reason}")]
+    BadTokenizer { reason: String },
     #[error("a text of {bytes} bytes is too long: 4 GiB is the limit of one text")]
     TooLong { bytes: usize },
     #[error(

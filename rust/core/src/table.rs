@@ -15,22 +15,19 @@ use arrow_array::{
 use arrow_buffer::{NullBuffer, OffsetBuffer};
 use arrow_schema::{ArrowError, DataType, Field, Fields, Schema};
 
+use crate::Result;
 use crate::columns::TextColumn;
 use crate::cpu::Kernel;
 use crate::diff::Block;
 use crate::pair::{Measures, TENTHS};
 use crate::pairs::{Batch, Texts};
 use crate::stop::Stop;
-use crate::work::each;
-use crate::{Result, bpe};
 
 /// Pairs that are measured together: enough that many are of similar size, few enough that what is made of
 /// them stays small.
 const PAIRS_AT_ONCE: usize = 2048;
 /// Bytes of text in them, whatever their number.
 const BYTES_AT_ONCE: usize = 4 << 20;
-/// Texts that one task counts tokens of at least.
-const TEXTS_AT_ONCE: usize = 8;
 
 /// Runs of rows whose texts are measured together.
 fn parts(a: &TextColumn, b: &TextColumn) -> Vec<Range<usize>> {
@@ -96,17 +93,6 @@ pub fn levenshtein(a: &TextColumn, b: &TextColumn, unit: Unit, stop: &Stop) -> R
 pub fn levenshtein_ratio(a: &TextColumn, b: &TextColumn, stop: &Stop) -> Result<ArrayRef> {
     let found = pairs(a, b, stop, Batch::levenshtein_ratios)?;
     Ok(array::<Float64Type>(found))
-}
-
-pub fn count_tokens(texts: &TextColumn, encoding: &str, stop: &Stop) -> Result<ArrayRef> {
-    let tokenizer = bpe::encoding(encoding)?;
-    let count = |row| -> Result<Option<u32>> {
-        stop.check()?;
-        Ok(texts.get(row).map(|t| tokenizer.count(t) as u32))
-    };
-    let rows: Vec<usize> = (0..texts.len()).collect();
-    let counts = each(&rows, TEXTS_AT_ONCE, |&row| count(row))?;
-    Ok(array::<UInt32Type>(counts))
 }
 
 /// Every measure of `Measures` as a column of its own.

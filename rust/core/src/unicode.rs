@@ -30,11 +30,23 @@ pub static CLASSES: LazyLock<Classes> = LazyLock::new(Classes::build);
 
 impl Classes {
     fn build() -> Self {
-        let mut all = vec![SINGLE; CODE_POINTS];
         // Later classes win: a Han character is alphabetic, but a word by itself.
-        paint(&mut all, WORD_CHARACTERS, RUN);
-        paint(&mut all, UNSPACED_SCRIPTS, SINGLE);
-        paint(&mut all, WHITE_SPACE, SPACE);
+        Self::of_patterns(
+            SINGLE,
+            &[
+                (WORD_CHARACTERS, RUN),
+                (UNSPACED_SCRIPTS, SINGLE),
+                (WHITE_SPACE, SPACE),
+            ],
+        )
+    }
+
+    /// The class of the last pattern that a character is in, or `rest`.
+    pub(crate) fn of_patterns(rest: u8, patterns: &[(&str, u8)]) -> Self {
+        let mut all = vec![rest; CODE_POINTS];
+        for &(pattern, class) in patterns {
+            paint(&mut all, pattern, class);
+        }
         let mut seen = HashMap::new();
         let mut data = Vec::new();
         let (whole_pages, _) = all.as_chunks::<PAGE>();
@@ -58,7 +70,7 @@ impl Classes {
 }
 
 fn paint(all: &mut [u8], pattern: &str, class: u8) {
-    // The patterns are constants of this file, and a test reads all of them.
+    // The patterns are constants of this crate, and tests read all of them.
     let hir = regex_syntax::parse(pattern).expect("a constant pattern");
     let HirKind::Class(Class::Unicode(set)) = hir.kind() else {
         unreachable!("a set of characters")

@@ -1,17 +1,17 @@
 //! The Python module `clair_apo._core`: Arrow in, Arrow out, no algorithms.
 
+mod bpe;
 mod dedup;
 mod input;
 mod ngrams;
 mod work;
 
-use arrow_array::ArrayRef;
 use clair_core::cpu::Kernel;
 use clair_core::diff::Op;
 use clair_core::kernel::Scratch;
 use clair_core::script::UnitOp;
 use clair_core::table::{self, Unit};
-use clair_core::{bpe, pair, words as core_words};
+use clair_core::{pair, words as core_words};
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 use pyo3_arrow::PyRecordBatch;
@@ -73,16 +73,6 @@ fn score(py: Python<'_>, rejected: Column, chosen: Column) -> PyResult<Arro3Reco
 }
 
 #[pyfunction]
-#[pyo3(signature = (column, encoding="o200k_base"))]
-fn count_tokens(py: Python<'_>, column: Column, encoding: &str) -> PyResult<Arro3Array> {
-    let column = column.named("column")?;
-    run(py, |stop| -> clair_core::Result<ArrayRef> {
-        table::count_tokens(&column, encoding, stop)
-    })
-    .map(Into::into)
-}
-
-#[pyfunction]
 fn diff(py: Python<'_>, a: &str, b: &str) -> PyResult<Vec<PyEdit>> {
     let blocks = run_small(py, a.len() + b.len(), |stop| {
         pair::diff(a, b, &mut Scratch::default(), stop)
@@ -124,13 +114,17 @@ fn word_script(py: Python<'_>, a: &str, b: &str) -> PyResult<Vec<PyEdit>> {
 
 #[pymodule(gil_used = false)]
 fn _core(m: &Bound<'_, PyModule>) -> PyResult<()> {
-    m.add("ENCODINGS", bpe::ENCODINGS)?;
+    m.add("ENCODINGS", clair_core::bpe::ENCODINGS)?;
+    m.add_class::<bpe::Tokenizer>()?;
     m.add_function(wrap_pyfunction!(words, m)?)?;
     m.add_function(wrap_pyfunction!(jaccard, m)?)?;
     m.add_function(wrap_pyfunction!(levenshtein, m)?)?;
     m.add_function(wrap_pyfunction!(levenshtein_ratio, m)?)?;
     m.add_function(wrap_pyfunction!(score, m)?)?;
-    m.add_function(wrap_pyfunction!(count_tokens, m)?)?;
+    m.add_function(wrap_pyfunction!(bpe::tokenizer_of_encoding, m)?)?;
+    m.add_function(wrap_pyfunction!(bpe::tokenizer_of_json, m)?)?;
+    m.add_function(wrap_pyfunction!(bpe::count_tokens, m)?)?;
+    m.add_function(wrap_pyfunction!(bpe::count_tokens_with, m)?)?;
     m.add_function(wrap_pyfunction!(diff, m)?)?;
     m.add_function(wrap_pyfunction!(word_script, m)?)?;
     m.add_function(wrap_pyfunction!(edit_scripts, m)?)?;

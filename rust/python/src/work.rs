@@ -28,6 +28,7 @@ pub fn to_python(error: Error) -> PyErr {
         | Error::UnknownKernel { .. }
         | Error::TooMany { .. }
         | Error::Setting(_)
+        | Error::BadTokenizer { .. }
         | Error::TooLong { .. } => PyValueError::new_err(text),
         Error::Temporary(error) => match error.raw_os_error() {
             Some(number) => PyOSError::new_err((number, text)),
