@@ -1,6 +1,8 @@
+import os
+from collections.abc import Iterator
 from typing import Any, Literal, TypeAlias
 
-from arro3.core import Array, RecordBatch
+from arro3.core import Array, RecordBatch, Schema
 
 _Op: TypeAlias = Literal["equal", "delete", "insert", "replace"]
 _Edit: TypeAlias = tuple[_Op, int, int, int, int]
@@ -17,3 +19,30 @@ def score(rejected: Any, chosen: Any) -> RecordBatch: ...
 def count_tokens(column: Any, encoding: str = "o200k_base") -> Array: ...
 def diff(a: str, b: str) -> list[_Edit]: ...
 def word_script(a: str, b: str) -> list[_Edit]: ...
+
+class ParquetFile:
+    """A Parquet file by its footer. Raises OSError where it cannot be opened, ValueError where it is none."""
+
+    def __init__(self, path: str | os.PathLike[str]) -> None: ...
+    @property
+    def num_rows(self) -> int: ...
+    @property
+    def names(self) -> list[str]: ...
+    @property
+    def leaves(self) -> list[str]: ...
+    @property
+    def schema(self) -> Schema: ...
+    def batches(
+        self, columns: list[str] | None = None, rows: int = 256, bytes: int = 8388608
+    ) -> Iterator[RecordBatch | tuple[int, str, str | None]]:
+        """Batches bounded in rows and bytes, or `(rows, reason, column)` for rows that are lost."""
+
+class ParquetWriter:
+    """Writes a Parquet file: zstd, page index, row groups of about 16 MiB. `schema` and `batch` are anything
+    with the Arrow PyCapsule methods. Without `finish` what is written is no Parquet file.
+
+    Raises OSError where the disk does not take it, ValueError for types that Parquet does not know."""
+
+    def __init__(self, path: str | os.PathLike[str], schema: Any) -> None: ...
+    def write(self, batch: Any) -> None: ...
+    def finish(self) -> None: ...

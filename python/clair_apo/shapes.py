@@ -28,6 +28,7 @@ from clair_apo.files import (
     columns_of,
     count_rows,
     expand,
+    names_of,
     parquet_file,
     read_batches,
     read_rows,
@@ -60,9 +61,9 @@ __all__ = [
     "read_pairs",
 ]
 
-# A batch is bounded in rows and in (estimated) bytes, whichever comes first.
+# A batch is bounded in rows and in bytes, whichever comes first.
 BATCH_ROWS = 1024
-BATCH_BYTES = 16 << 20
+BATCH_BYTES = 8 << 20
 # Rows of a text file without any pair column before the file is given up.
 ROWS_TO_RECOGNISE = 1000
 
@@ -110,6 +111,11 @@ class PairBatch:
         )
 
 
+def skip_reason(bad: BadRow) -> str:
+    """Which of SKIP_REASONS a row that cannot be read is left out for."""
+    return "unreadable" if bad.column is None or "UTF-8" not in bad.reason else "not_unicode"
+
+
 def _no_pairs(path: Path, names: Sequence[str]) -> ClairError:
     shown = ", ".join(one_line(n, 40) for n in names[:20]) + (", …" if len(names) > 20 else "")
     return ClairError(
@@ -151,14 +157,14 @@ class PairReader:
             raise ValueError(f"no such optional column: {', '.join(unknown)}")
         self.paths = expand(self.spec)
         for path in self.paths:
-            schema = columns_of(path)
-            if schema is None:
+            names = names_of(path)
+            if names is None:
                 continue
-            layout = layout_of(schema.names)
+            layout = layout_of(names)
             if layout is None:
-                raise _no_pairs(path, schema.names)
+                raise _no_pairs(path, names)
             for name in (layout.chosen, layout.rejected, *layout.sources.values()):
-                if name and schema.names.count(name) > 1:
+                if name and names.count(name) > 1:
                     where = one_line(str(path))
                     raise ClairError(f"{where}: column {one_line(name, 40)} stands there more than once")
 
@@ -198,12 +204,11 @@ class PairReader:
         sides = [layout.chosen, *([layout.rejected] if layout.rejected else [])]
         if any(getattr(schema.field(s).type, "extension_name", "") == "arrow.json" for s in sides):
             layout = Layout(layout.chosen, layout.rejected, layout.sources, json_cells=True)
-        leaves, rows = _projection(path, layout, self.columns)
-        for item in read_batches(path, leaves, rows):
+        for item in read_batches(path, _projection(path, layout, self.columns), BATCH_ROWS):
             start = self.rows_read
             if isinstance(item, BadRow):
                 self.rows_read += 1
-                self._skip(start, "unreadable", item.reason, path)
+                self._skip(start, skip_reason(item), item.reason, path)
             else:
                 self.rows_read += item.num_rows
                 yield self._arrow_batch(item, layout, start, path)
@@ -349,30 +354,19 @@ class _Pending:
         )
 
 
-def _projection(path: Path, layout: Layout, wanted: Sequence[str]) -> tuple[list[str], int]:
-    """The leaves of a Parquet file to decode, and how many rows of them fit into a batch."""
+def _projection(path: Path, layout: Layout, wanted: Sequence[str]) -> list[str]:
+    """The leaves of a Parquet file to decode."""
     needed = layout.needed(wanted)
     parts = {*RESPONSES, *SCORES, "model"}
-    with parquet_file(path) as file:
-        metadata = file.metadata
-    leaves: list[int] = []
-    annotations: list[int] = []
-    for i in range(metadata.num_columns):
-        segments = metadata.schema.column(i).path.split(".")
+    leaves: list[str] = []
+    annotations: list[str] = []
+    for leaf in parquet_file(path).leaves:
+        segments = leaf.split(".")
         if segments[0] in needed:
             # Of UltraFeedback's name.list.element.part most parts are not needed, and the largest.
             rated = layout.rejected is None and segments[0] == layout.chosen and len(segments) > 3
-            (annotations if rated and segments[3] not in parts else leaves).append(i)
-    if not any(metadata.schema.column(i).path.startswith(layout.chosen) for i in leaves):
-        leaves += annotations
-    size = 1.0
-    for g in range(metadata.num_row_groups):
-        group = metadata.row_group(g)
-        if group.num_rows:
-            used = sum(group.column(i).total_uncompressed_size for i in leaves)
-            size = max(size, used / group.num_rows)
-    names = list(dict.fromkeys(metadata.schema.column(i).path for i in leaves))
-    return names, max(1, min(BATCH_ROWS, int(BATCH_BYTES / size)))
+            (annotations if rated and segments[3] not in parts else leaves).append(leaf)
+    return leaves if any(leaf.startswith(layout.chosen) for leaf in leaves) else leaves + annotations
 
 
 def _texts(array: Any, transcript: bool) -> Any | None:

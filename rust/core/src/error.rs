@@ -1,3 +1,5 @@
+use std::path::PathBuf;
+
 /// What can go wrong; each variant's text is meant for the person who called.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -24,6 +26,15 @@ pub enum Error {
     UnknownEncoding { name: String, known: String },
     #[error("a text of {bytes} bytes is too long: 4 GiB is the limit of one text")]
     TooLong { bytes: usize },
+    #[error("{}: {source}", path.display())]
+    Io {
+        path: PathBuf,
+        source: std::io::Error,
+    },
+    #[error("{}: {what}", path.display())]
+    Parquet { path: PathBuf, what: String },
+    #[error("no thread to read with: {0}")]
+    Thread(std::io::Error),
     #[error(transparent)]
     Arrow(#[from] arrow_schema::ArrowError),
     #[error("stopped before the end")]

@@ -10,6 +10,7 @@ mod error;
 pub mod kernel;
 pub mod levenshtein;
 pub mod pair;
+pub mod parquet;
 pub mod script;
 pub mod stop;
 pub mod table;

@@ -1,6 +1,7 @@
 //! The Python module `clair_apo._core`: Arrow in, Arrow out, no algorithms.
 
 mod input;
+mod parquet;
 mod work;
 
 use arrow_array::ArrayRef;
@@ -118,5 +119,5 @@ fn _core(m: &Bound<'_, PyModule>) -> PyResult<()> {
     m.add_function(wrap_pyfunction!(count_tokens, m)?)?;
     m.add_function(wrap_pyfunction!(diff, m)?)?;
     m.add_function(wrap_pyfunction!(word_script, m)?)?;
-    Ok(())
+    parquet::register(m)
 }
