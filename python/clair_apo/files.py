@@ -19,12 +19,16 @@ import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
-
-import pyarrow as pa
+from typing import IO, TYPE_CHECKING, Any
 
 from clair_apo._core import ParquetFile
 from clair_apo.errors import ClairError
+from clair_apo.lazy import Lazy
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+else:
+    pa = Lazy("pyarrow")
 
 INPUT_SUFFIXES = (".parquet", ".jsonl", ".jsonl.gz", ".jsonl.zst", ".csv")
 OUTPUT_SUFFIXES = (".parquet", ".jsonl", ".jsonl.gz", ".jsonl.zst")
@@ -161,12 +165,16 @@ def read_batches(
     """
     for item in parquet_file(path).batches(columns, rows, BATCH_BYTES):
         if isinstance(item, tuple):
-            lost, reason, column = item
-            # Of a row group all rows are lost, whatever column is damaged; the reason names it.
-            column = column if lost == 1 else None
-            yield from itertools.repeat(BadRow(reason, column), lost)
+            yield from bad_rows(item)
         else:
             yield pa.record_batch(item)
+
+
+def bad_rows(lost: tuple[int, str, str | None]) -> Iterator[BadRow]:
+    """A BadRow for each of the rows that are lost for one reason."""
+    rows, reason, column = lost
+    # Of a row group all of the row is lost, whatever column is damaged; the reason names it.
+    return itertools.repeat(BadRow(reason, column if rows == 1 else None), rows)
 
 
 def parquet_file(path: Path) -> ParquetFile:

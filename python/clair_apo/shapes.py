@@ -16,15 +16,13 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
-
-import pyarrow as pa
-import pyarrow.compute as pc
+from typing import TYPE_CHECKING, Any
 
 from clair_apo.errors import ClairError
 from clair_apo.files import (
     BadRow,
     Row,
+    bad_rows,
     columns_of,
     count_rows,
     expand,
@@ -34,6 +32,7 @@ from clair_apo.files import (
     read_rows,
     suffix,
 )
+from clair_apo.lazy import Lazy
 from clair_apo.shape_rows import (
     HUMAN,
     OPTIONAL,
@@ -46,8 +45,15 @@ from clair_apo.shape_rows import (
     layout_of,
     optional_value,
 )
-from clair_apo.tables import USAGE
 from clair_apo.terminal import one_line
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    from clair_apo._core import ParquetPairs, Tally
+else:
+    pa, pc = Lazy("pyarrow"), Lazy("pyarrow.compute")
 
 __all__ = [
     "OPTIONAL",
@@ -66,6 +72,13 @@ BATCH_ROWS = 1024
 BATCH_BYTES = 8 << 20
 # Rows of a text file without any pair column before the file is given up.
 ROWS_TO_RECOGNISE = 1000
+
+
+def optional_type(name: str) -> pa.DataType:
+    """The type of an optional column."""
+    from clair_apo.tables import USAGE
+
+    return {"flags": pa.list_(pa.string()), "usage": USAGE}.get(name, pa.string())
 
 
 @dataclass(slots=True)
@@ -176,13 +189,57 @@ class PairReader:
         return sum(known) if len(known) == len(counts) else None
 
     def __iter__(self) -> Iterator[PairBatch]:
+        self.restart()
+        for path in self.paths:
+            yield from self.batches(path)
+
+    def restart(self) -> None:
+        """Forgets what was read."""
         self.skipped.clear()
         self.rows_read = 0
-        for path in self.paths:
-            read = self._parquet if suffix(path) == ".parquet" else self._text_file
-            for batch in read(path):
-                if len(batch):
-                    yield batch
+
+    def batches(self, path: Path) -> Iterator[PairBatch]:
+        """The pairs of one of `paths`."""
+        read = self._parquet if suffix(path) == ".parquet" else self._text_file
+        for batch in read(path):
+            if len(batch):
+                yield batch
+
+    def tallied(self, path: Path, tally: Tally) -> Iterator[PairBatch | None] | None:
+        """Adds the pairs of one of `paths` to `tally` as they are decoded, which takes no Python objects;
+        `columns` can then be `flags`, `method` and `usage`. Gives a None now and then, and the pairs that
+        take a closer look, which are not added. None where all do."""
+        if suffix(path) != ".parquet":
+            return None
+        file = parquet_file(path)
+        layout = layout_of(file.names)
+        if layout is None or layout.rejected is None:
+            return None
+        pairs = file.pairs(
+            layout.chosen,
+            layout.rejected,
+            transcript=layout.transcript,
+            flags=layout.sources["flags"],
+            method=layout.sources["method"],
+            usage=layout.sources["usage"],
+        )
+        return None if pairs is None else self._steps(path, layout, pairs, tally)
+
+    def _steps(
+        self, path: Path, layout: Layout, pairs: ParquetPairs, tally: Tally
+    ) -> Iterator[PairBatch | None]:
+        while (step := pairs.step(tally)) is not None:
+            start = self.rows_read
+            self.rows_read += step[0]
+            for at, item in step[1]:
+                if not isinstance(item, tuple):
+                    batch = self._arrow_batch(pa.record_batch(item), layout, start + at, path)
+                    if len(batch):
+                        yield batch
+                    continue
+                for row, bad in enumerate(bad_rows(item), start + at):
+                    self._skip(row, skip_reason(bad), bad.reason, path)
+            yield None
 
     def _skip(self, row: int, reason: str, detail: str, path: Path) -> None:
         seen = self.skipped.get(reason)
@@ -345,7 +402,7 @@ class _Pending:
         return len(self.rows) >= BATCH_ROWS or self.chars >= BATCH_BYTES
 
     def batch(self) -> PairBatch:
-        columns = {name: pa.array(values, OPTIONAL[name]) for name, values in self.columns.items()}
+        columns = {name: pa.array(values, optional_type(name)) for name, values in self.columns.items()}
         return PairBatch(
             pa.array(self.rows, pa.int64()),
             pa.array(self.rejected, pa.large_string()),
@@ -438,7 +495,7 @@ def _value(scalar: Any) -> Any:
 
 def _optional_column(name: str, batch: Any, layout: Layout) -> Any:
     """One optional column of a Parquet batch; by Arrow alone where its type is the expected one."""
-    kind, source = OPTIONAL[name], layout.sources[name]
+    kind, source = optional_type(name), layout.sources[name]
     column = None if source is None else batch.column(source)
     elsewhere = name == "prompt" or (name.endswith("_model") and layout.rejected is None)
     if column is None and not elsewhere:
@@ -462,6 +519,8 @@ def _optional_column(name: str, batch: Any, layout: Layout) -> Any:
 
 
 def _usage_column(column: Any) -> Any:
+    from clair_apo.tables import USAGE
+
     names = {column.type.field(i).name for i in range(column.type.num_fields)}
     fields = [
         pc.struct_field(column, part.name).cast(part.type)

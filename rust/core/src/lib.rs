@@ -9,11 +9,13 @@ pub mod diff;
 mod error;
 pub mod kernel;
 pub mod levenshtein;
+pub mod measure;
 pub mod pair;
 pub mod parquet;
 pub mod script;
 pub mod stop;
 pub mod table;
+pub mod tally;
 #[cfg(test)]
 mod testing;
 mod unicode;

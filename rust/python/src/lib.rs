@@ -2,6 +2,7 @@
 
 mod input;
 mod parquet;
+mod tally;
 mod work;
 
 use arrow_array::ArrayRef;
@@ -119,5 +120,6 @@ fn _core(m: &Bound<'_, PyModule>) -> PyResult<()> {
     m.add_function(wrap_pyfunction!(count_tokens, m)?)?;
     m.add_function(wrap_pyfunction!(diff, m)?)?;
     m.add_function(wrap_pyfunction!(word_script, m)?)?;
-    parquet::register(m)
+    parquet::register(m)?;
+    tally::register(m)
 }

@@ -10,6 +10,7 @@ use pyo3::prelude::*;
 use pyo3_arrow::export::{Arro3RecordBatch, Arro3Schema};
 use pyo3_arrow::{PyRecordBatch, PySchema};
 
+use crate::tally::Tally;
 use crate::work::{POLL, to_python};
 
 /// An open file. Its columns are what `batches` gives.
@@ -59,6 +60,56 @@ impl ParquetFile {
         let ahead = parquet::ahead(batches.map_err(to_python)?).map_err(to_python)?;
         Ok(ParquetBatches(Reading::new(ahead)))
     }
+
+    /// The pairs in two columns of answers; none where a column is of a type that is not read here.
+    #[pyo3(signature = (chosen, rejected, *, transcript, flags=None, method=None, usage=None, rows=1024, bytes=4 << 20))]
+    #[allow(clippy::too_many_arguments)]
+    fn pairs(
+        &self,
+        chosen: String,
+        rejected: String,
+        transcript: bool,
+        flags: Option<String>,
+        method: Option<String>,
+        usage: Option<String>,
+        rows: usize,
+        bytes: usize,
+    ) -> PyResult<Option<ParquetPairs>> {
+        let layout = parquet::Layout {
+            chosen,
+            rejected,
+            transcript,
+            flags,
+            method,
+            usage,
+        };
+        let limits = Limits { rows, bytes };
+        let pairs = parquet::Pairs::new(Arc::clone(&self.0), layout, limits).map_err(to_python)?;
+        let ahead = pairs.map(parquet::ahead).transpose().map_err(to_python)?;
+        Ok(ahead.map(|ahead| ParquetPairs(Reading::new(ahead))))
+    }
+}
+
+/// The pairs of a file, measured as they are read.
+#[pyclass(frozen)]
+pub struct ParquetPairs(Reading<parquet::Step>);
+
+#[pymethods]
+impl ParquetPairs {
+    /// Adds the next pairs to `tally`. Returns how many rows that were, and those out of the ordinary, each
+    /// with its place among them; none at the end.
+    fn step(
+        &self,
+        py: Python<'_>,
+        tally: &Tally,
+    ) -> PyResult<Option<(usize, Vec<(usize, PyItem)>)>> {
+        let Some(step) = self.0.next(py)? else {
+            return Ok(None);
+        };
+        tally.change(py, |tally, stop| step.tally(tally, stop))?;
+        let odd = step.odd.into_iter().map(|(row, item)| (row, item.into()));
+        Ok(Some((step.rows, odd.collect())))
+    }
 }
 
 /// What a thread reads, for whoever asks from Python.
@@ -107,6 +158,19 @@ enum PyItem {
     Lost((usize, String, Option<String>)),
 }
 
+impl From<Item> for PyItem {
+    fn from(item: Item) -> Self {
+        match item {
+            Item::Batch(batch) => Self::Batch(PyRecordBatch::new(batch).into()),
+            Item::Lost {
+                rows,
+                reason,
+                column,
+            } => Self::Lost((rows, reason, column)),
+        }
+    }
+}
+
 #[pymethods]
 impl ParquetBatches {
     fn __iter__(this: Py<Self>) -> Py<Self> {
@@ -114,14 +178,7 @@ impl ParquetBatches {
     }
 
     fn __next__(&self, py: Python<'_>) -> PyResult<Option<PyItem>> {
-        Ok(self.0.next(py)?.map(|item| match item {
-            Item::Batch(batch) => PyItem::Batch(PyRecordBatch::new(batch).into()),
-            Item::Lost {
-                rows,
-                reason,
-                column,
-            } => PyItem::Lost((rows, reason, column)),
-        }))
+        Ok(self.0.next(py)?.map(Into::into))
     }
 }
 
@@ -164,5 +221,6 @@ impl ParquetWriter {
 pub fn register(m: &Bound<'_, PyModule>) -> PyResult<()> {
     m.add_class::<ParquetFile>()?;
     m.add_class::<ParquetBatches>()?;
+    m.add_class::<ParquetPairs>()?;
     m.add_class::<ParquetWriter>()
 }

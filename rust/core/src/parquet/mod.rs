@@ -6,12 +6,14 @@
 
 mod cells;
 mod file;
+mod pairs;
 mod read;
 mod source;
 mod write;
 
 pub use cells::MAX_CELL_BYTES;
 pub use file::ParquetFile;
+pub use pairs::{Layout, Pairs, Step};
 pub use read::{Ahead, Batches, Item, Limits, Views, ahead};
 pub use write::Writer;
 

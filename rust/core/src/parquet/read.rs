@@ -29,6 +29,15 @@ pub enum Item {
     },
 }
 
+impl Item {
+    pub fn rows(&self) -> usize {
+        match self {
+            Self::Batch(batch) => batch.num_rows(),
+            Self::Lost { rows, .. } => *rows,
+        }
+    }
+}
+
 /// How large a batch may be; a single row that is larger is a batch of its own.
 #[derive(Debug, Clone, Copy)]
 pub struct Limits {
@@ -187,73 +196,62 @@ impl Iterator for Views {
     }
 }
 
-/// Rows in the file's own types, a batch bounded in rows and bytes. A cell that cannot be read is one lost
-/// row.
-pub struct Batches {
-    views: Views,
+/// Makes views into the file's own types, a batch bounded in bytes.
+pub struct OwnTypes {
     wanted: Field,
     metadata: HashMap<String, String>,
-    ready: VecDeque<RecordBatch>,
+    bytes: usize,
 }
 
-impl Batches {
-    pub fn new(file: Arc<ParquetFile>, columns: Option<&[String]>, limits: Limits) -> Result<Self> {
-        let schema = file.schema().clone();
-        Ok(Self {
+impl OwnTypes {
+    pub fn new(file: &ParquetFile, bytes: usize) -> Self {
+        let schema = file.schema();
+        Self {
             wanted: Field::new("", DataType::Struct(schema.fields().clone()), false),
             metadata: schema.metadata().clone(),
-            views: Views::new(file, columns, limits)?,
-            ready: VecDeque::new(),
-        })
+            bytes,
+        }
     }
 
-    /// Cuts a batch where its bytes pass the limit.
-    fn cut(&mut self, batch: &RecordBatch) {
+    /// `batch` cut where its bytes pass the limit.
+    pub fn cut(&self, batch: &RecordBatch) -> VecDeque<RecordBatch> {
         let mut sizes = vec![0; batch.num_rows()];
         for column in batch.columns() {
             add_sizes(column, &mut sizes);
         }
+        let mut parts = VecDeque::new();
         let (mut start, mut bytes) = (0, 0);
         for (row, size) in sizes.iter().enumerate() {
-            if row > start && bytes + size > self.views.limits.bytes {
-                self.ready.push_back(batch.slice(start, row - start));
+            if row > start && bytes + size > self.bytes {
+                parts.push_back(batch.slice(start, row - start));
                 (start, bytes) = (row, 0);
             }
             bytes += size;
         }
-        self.ready
-            .push_back(batch.slice(start, batch.num_rows() - start));
+        parts.push_back(batch.slice(start, batch.num_rows() - start));
+        parts
     }
 
-    fn own_types(&self, batch: &RecordBatch) -> std::result::Result<RecordBatch, Trouble> {
-        let rows: ArrayRef = Arc::new(StructArray::from(batch.clone()));
+    fn batch(&self, views: &RecordBatch) -> std::result::Result<RecordBatch, Trouble> {
+        let rows: ArrayRef = Arc::new(StructArray::from(views.clone()));
         let rows = materialised(&rows, &self.wanted, "")?;
         let rows = rows.as_struct();
         let schema = Schema::new_with_metadata(rows.fields().clone(), self.metadata.clone());
-        let options = RecordBatchOptions::new().with_row_count(Some(batch.num_rows()));
+        let options = RecordBatchOptions::new().with_row_count(Some(views.num_rows()));
         Ok(RecordBatch::try_new_with_options(
             Arc::new(schema),
             rows.columns().to_vec(),
             &options,
         )?)
     }
-}
 
-impl Iterator for Batches {
-    type Item = Item;
-
-    fn next(&mut self) -> Option<Item> {
+    /// The first rows of `ready`. A cell that cannot be read is one lost row.
+    pub fn next(&self, ready: &mut VecDeque<RecordBatch>) -> Option<Item> {
         loop {
-            let Some(batch) = self.ready.pop_front() else {
-                match self.views.next()? {
-                    Item::Batch(batch) => self.cut(&batch),
-                    lost => return Some(lost),
-                }
-                continue;
-            };
-            match self.own_types(&batch) {
-                Ok(rows) => return Some(Item::Batch(rows)),
-                Err(trouble) if batch.num_rows() <= 1 => {
+            let views = ready.pop_front()?;
+            match self.batch(&views) {
+                Ok(batch) => return Some(Item::Batch(batch)),
+                Err(trouble) if views.num_rows() <= 1 => {
                     let (column, reason) = trouble.told();
                     return Some(Item::Lost {
                         rows: 1,
@@ -262,11 +260,43 @@ impl Iterator for Batches {
                     });
                 }
                 Err(_) => {
-                    let half = batch.num_rows() / 2;
-                    self.ready
-                        .push_front(batch.slice(half, batch.num_rows() - half));
-                    self.ready.push_front(batch.slice(0, half));
+                    let half = views.num_rows() / 2;
+                    ready.push_front(views.slice(half, views.num_rows() - half));
+                    ready.push_front(views.slice(0, half));
                 }
+            }
+        }
+    }
+}
+
+/// A file's rows in its own types.
+pub struct Batches {
+    views: Views,
+    own: OwnTypes,
+    ready: VecDeque<RecordBatch>,
+}
+
+impl Batches {
+    pub fn new(file: Arc<ParquetFile>, columns: Option<&[String]>, limits: Limits) -> Result<Self> {
+        Ok(Self {
+            own: OwnTypes::new(&file, limits.bytes),
+            views: Views::new(file, columns, limits)?,
+            ready: VecDeque::new(),
+        })
+    }
+}
+
+impl Iterator for Batches {
+    type Item = Item;
+
+    fn next(&mut self) -> Option<Item> {
+        loop {
+            if let Some(item) = self.own.next(&mut self.ready) {
+                return Some(item);
+            }
+            match self.views.next()? {
+                Item::Batch(batch) => self.ready = self.own.cut(&batch),
+                lost => return Some(lost),
             }
         }
     }
