@@ -15,6 +15,25 @@ use arrow_schema::{ArrowError, DataType, Field, FieldRef};
 /// The most bytes of one cell that are read; a row with a longer one is a bad row.
 pub const MAX_CELL_BYTES: usize = 64 << 20;
 
+/// What stands for a cell that is too long to be read. It is no UTF-8, so no text is taken for it.
+const MARK: [u8; 17] = *b"\xff\xfe\x9bclair-too-long";
+
+/// The mark of a cell of so many bytes.
+pub fn mark(bytes: usize) -> Vec<u8> {
+    let mut mark = MARK.to_vec();
+    mark.extend((bytes as u64).to_le_bytes());
+    mark
+}
+
+/// The bytes that a cell has in the file where they are too many.
+fn long_of(cell: &[u8]) -> Option<usize> {
+    if cell.len() > MAX_CELL_BYTES {
+        return Some(cell.len());
+    }
+    let bytes = cell.strip_prefix(&MARK)?.try_into().ok()?;
+    usize::try_from(u64::from_le_bytes(bytes)).ok()
+}
+
 /// What is wrong with a cell.
 #[derive(Debug, PartialEq)]
 pub enum Trouble {
@@ -148,13 +167,11 @@ fn used<O: OffsetSizeTrait, T>(
 }
 
 fn bytes(from: &BinaryViewArray, to: &DataType, path: &str) -> Result<ArrayRef, Trouble> {
-    if let Some(view) = from.views().iter().enumerate().find_map(|(i, view)| {
-        let len = *view as u32 as usize;
-        (len > MAX_CELL_BYTES && from.is_valid(i)).then_some(len)
-    }) {
+    let long = |i: &usize| from.is_valid(*i) && long_of(from.value(*i)).is_some();
+    if let Some(row) = (0..from.len()).find(long) {
         return Err(Trouble::TooLong {
             column: path.to_owned(),
-            bytes: view,
+            bytes: long_of(from.value(row)).unwrap_or(0),
         });
     }
     Ok(match to {

@@ -6,6 +6,10 @@
 
 mod cells;
 mod file;
+mod header;
+mod inflate;
+mod levels;
+mod pages;
 mod pairs;
 mod read;
 mod source;

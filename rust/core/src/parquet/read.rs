@@ -82,23 +82,15 @@ impl Views {
         &self,
         levels: &FieldLevels,
         group: usize,
+        mask: &ProjectionMask,
     ) -> parquet::errors::Result<ParquetRecordBatchReader> {
-        let group = Group {
-            source: self.file.source.clone(),
-            metadata: self.file.metadata.clone(),
-            index: group,
-        };
-        let rows = self.rows_at_once(&group);
+        let file = &self.file;
+        let group = Group::new(file.source.clone(), file.metadata.clone(), group, mask);
+        let each = usize::try_from(group.row_bytes())
+            .unwrap_or(usize::MAX)
+            .max(1);
+        let rows = (self.limits.bytes / each).clamp(1, self.limits.rows.max(1));
         ParquetRecordBatchReader::try_new_with_row_groups(levels, &group, rows, None)
-    }
-
-    /// How many rows of a group make a batch, by what its footer says of their size.
-    fn rows_at_once(&self, group: &Group) -> usize {
-        let metadata = self.file.metadata.row_group(group.index);
-        let chosen = (0..metadata.num_columns()).filter(|&i| self.mask.leaf_included(i));
-        let bytes: i64 = chosen.map(|i| metadata.column(i).uncompressed_size()).sum();
-        let each = (bytes / metadata.num_rows().max(1)).max(1) as usize;
-        (self.limits.bytes / each).clamp(1, self.limits.rows.max(1))
     }
 
     /// The rows that are left of the open group as lost, with what is wrong and in which column.
@@ -131,8 +123,9 @@ impl Views {
         let broken = |leaf: usize| {
             let mask = ProjectionMask::leaves(&self.file.plain, [leaf]);
             let read = || -> parquet::errors::Result<()> {
-                let levels = parquet_to_arrow_field_levels(&self.file.plain, mask, Some(&hint))?;
-                self.reader(&levels, group)?
+                let levels =
+                    parquet_to_arrow_field_levels(&self.file.plain, mask.clone(), Some(&hint))?;
+                self.reader(&levels, group, &mask)?
                     .try_for_each(|batch| batch.map(drop))?;
                 Ok(())
             };
@@ -170,8 +163,9 @@ impl Iterator for Views {
                     self.group += 1;
                     continue;
                 }
-                let opened =
-                    catch_unwind(AssertUnwindSafe(|| self.reader(&self.levels, self.group)));
+                let opened = catch_unwind(AssertUnwindSafe(|| {
+                    self.reader(&self.levels, self.group, &self.mask)
+                }));
                 match opened {
                     Ok(Ok(reader)) => self.open = Some(Open { reader, left }),
                     Ok(Err(error)) => return Some(self.lost(left, &text_of(&error))),

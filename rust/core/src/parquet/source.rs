@@ -5,12 +5,16 @@ use std::io::{self, BufReader, Read};
 use std::sync::Arc;
 
 use bytes::Bytes;
+use parquet::arrow::ProjectionMask;
 use parquet::arrow::arrow_reader::RowGroups;
 use parquet::column::page::{PageIterator, PageReader};
 use parquet::errors::{ParquetError, Result};
 use parquet::file::metadata::{ParquetMetaData, RowGroupMetaData};
 use parquet::file::reader::{ChunkReader, Length};
 use parquet::file::serialized_reader::SerializedPageReader;
+
+use super::header::{Header, Kind};
+use super::pages::{LARGE, Pages, scan};
 
 /// A file that several readers share: each reads at positions of its own.
 #[derive(Clone)]
@@ -90,26 +94,75 @@ impl ChunkReader for Source {
 
 /// One row group of a file, its pages read one at a time.
 pub struct Group {
-    pub source: Source,
-    pub metadata: Arc<ParquetMetaData>,
-    pub index: usize,
+    source: Source,
+    metadata: Arc<ParquetMetaData>,
+    index: usize,
+    /// Of the leaves that are read the headers of their pages; none where these are broken, which the
+    /// library then says better.
+    headers: Vec<Option<Vec<(u64, Header)>>>,
+}
+
+impl Group {
+    /// `index` among the file's row groups, of which the leaves in `mask` are read.
+    pub fn new(
+        source: Source,
+        metadata: Arc<ParquetMetaData>,
+        index: usize,
+        mask: &ProjectionMask,
+    ) -> Self {
+        let chunks = metadata.row_group(index).columns().iter().enumerate();
+        let headers = chunks.map(|(leaf, chunk)| {
+            mask.leaf_included(leaf)
+                .then(|| scan(&source, chunk).ok())?
+        });
+        Self {
+            headers: headers.collect(),
+            source,
+            metadata,
+            index,
+        }
+    }
+
+    /// About the most bytes that a row has: the mean of the page with the largest values, of each leaf.
+    pub fn row_bytes(&self) -> u64 {
+        let rows = self.num_rows().max(1) as u64;
+        let leaf = |headers: &Vec<(u64, Header)>| {
+            let data = || headers.iter().filter(|(_, h)| h.kind != Kind::Dictionary);
+            let largest = data()
+                .map(|(_, h)| h.uncompressed / u64::from(h.values.max(1)))
+                .max();
+            let values: u64 = data().map(|(_, h)| u64::from(h.values)).sum();
+            // In a list a row has several values.
+            largest.unwrap_or(0).saturating_mul(values.div_ceil(rows))
+        };
+        self.headers.iter().flatten().map(leaf).sum()
+    }
 }
 
 impl RowGroups for Group {
     fn num_rows(&self) -> usize {
-        self.metadata.row_group(self.index).num_rows() as usize
+        usize::try_from(self.metadata.row_group(self.index).num_rows()).unwrap_or(0)
     }
 
     fn column_chunks(&self, leaf: usize) -> Result<Box<dyn PageIterator>> {
         let chunk = self.metadata.row_group(self.index).column(leaf);
-        let pages = SerializedPageReader::new(
-            Arc::new(self.source.clone()),
-            chunk,
-            self.num_rows(),
+        let headers = self.headers.get(leaf).and_then(Option::as_ref);
+        let large = headers.filter(|pages| pages.iter().any(|(_, h)| h.uncompressed > LARGE));
+        let pages: Box<dyn PageReader> = match large {
+            Some(headers) => Box::new(Pages::new(
+                self.source.clone(),
+                chunk.clone(),
+                headers.clone(),
+            )),
             // Without page locations pages follow each other, which needs no index.
-            None,
-        )?;
-        Ok(Box::new(Once(Some(Box::new(pages)))))
+            None => Box::new(SerializedPageReader::new(
+                Arc::new(self.source.clone()),
+                chunk,
+                self.num_rows(),
+                None,
+            )?),
+        };
+        Ok(Box::new(Once(Some(pages))))
     }
 
     fn row_groups(&self) -> Box<dyn Iterator<Item = &RowGroupMetaData> + '_> {
