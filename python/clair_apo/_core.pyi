@@ -1,10 +1,13 @@
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Iterator
 from typing import Any, Literal, TypeAlias, final
 
-from arro3.core import Array, RecordBatch
+from arro3.core import Array, RecordBatch, Schema
 
 _Op: TypeAlias = Literal["equal", "delete", "insert", "replace"]
 _Edit: TypeAlias = tuple[_Op, int, int, int, int]
+
+_Lost: TypeAlias = tuple[int, str, str | None]
 
 # Columns are any object with `__arrow_c_array__` or `__arrow_c_stream__`; `clair_apo.text` documents
 # the functions.
@@ -56,3 +59,102 @@ class Outcome:
     def involved(self, first: int, count: int) -> Array: ...
     def gone(self, first: int, count: int) -> RecordBatch: ...
     def counts(self) -> list[tuple[str, int]]: ...
+
+class ParquetFile:
+    """A Parquet file by its footer.
+
+    Raises OSError where it cannot be opened, ValueError where it is no Parquet file."""
+
+    def __init__(self, path: str | os.PathLike[str]) -> None: ...
+    @property
+    def num_rows(self) -> int: ...
+    @property
+    def names(self) -> list[str]: ...
+    @property
+    def leaves(self) -> list[str]: ...
+    @property
+    def schema(self) -> Schema: ...
+    def batches(
+        self, columns: list[str] | None = None, rows: int = 256, bytes: int = 8388608
+    ) -> Iterator[RecordBatch | _Lost]:
+        """Batches bounded in rows and bytes, or `(rows, reason, column)` for rows that are lost."""
+
+    def pairs(
+        self,
+        chosen: str,
+        rejected: str,
+        *,
+        transcript: bool,
+        flags: str | None = None,
+        method: str | None = None,
+        usage: str | None = None,
+        rows: int = 1024,
+        bytes: int = 4194304,
+    ) -> ParquetPairs | None:
+        """The pairs in two columns; None where a column is of a type that is not read this way."""
+
+class ParquetPairs:
+    def step(self, tally: Tally) -> tuple[int, list[tuple[int, RecordBatch | _Lost]]] | None:
+        """Adds the next pairs to `tally`. Returns how many rows that were and those out of the ordinary,
+        which are not added, each with its place among them; None at the end."""
+
+class ParquetWriter:
+    """Writes a Parquet file: zstd, page index, row groups of about 16 MiB.
+
+    `schema` and `batch` are anything with the Arrow PyCapsule methods. Without `finish` what is written is
+    no Parquet file. Raises OSError where the disk does not take it, ValueError for types that Parquet does
+    not know."""
+
+    def __init__(self, path: str | os.PathLike[str], schema: Any) -> None: ...
+    def write(self, batch: Any) -> None: ...
+    def finish(self) -> None: ...
+
+MEASURES: list[tuple[str, bool]]
+"""What a tally has distributions of, and whether it counts something."""
+
+class Tally:
+    """Pairs summed up. Up to `exact` pairs every figure is exact, beyond within 0.1% of rank, in memory
+    that grows no more."""
+
+    def __init__(self, exact: int = 1048576) -> None: ...
+    def add(self, rejected: Any, chosen: Any) -> None:
+        """Measures a column of pairs and adds them; a pair with a null is left out."""
+
+    @property
+    def pairs(self) -> int: ...
+    @property
+    def chosen_longer(self) -> int: ...
+    @property
+    def identical(self) -> int: ...
+    @property
+    def near_identical(self) -> int: ...
+    @property
+    def edit_position(self) -> list[int]: ...
+    @property
+    def flags(self) -> list[tuple[str, int]]: ...
+    @property
+    def methods(self) -> list[tuple[str, int]]: ...
+    @property
+    def usage(self) -> tuple[float | None, float | None, float | None]:
+        """Sums of `tokens_in`, `tokens_out`, `cost_usd`."""
+
+    def distribution(self, name: str) -> Distribution: ...
+
+class Distribution:
+    """All values of a measure, in order."""
+
+    @property
+    def count(self) -> int: ...
+    @property
+    def mean(self) -> float: ...
+    @property
+    def std(self) -> float:
+        """Over n."""
+
+    @property
+    def ends(self) -> tuple[float, float] | None: ...
+    def quantile(self, q: float) -> float | None:
+        """As numpy's default; beyond what is kept the nearest one kept."""
+
+    def below(self, bound: float) -> int:
+        """How many values are less than `bound`."""

@@ -11,6 +11,7 @@ import csv
 import glob
 import gzip
 import io
+import itertools
 import json
 import os
 import sys
@@ -18,12 +19,16 @@ import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-
+from clair_apo._core import ParquetFile
 from clair_apo.errors import ClairError
+from clair_apo.lazy import Lazy
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+else:
+    pa = Lazy("pyarrow")
 
 INPUT_SUFFIXES = (".parquet", ".jsonl", ".jsonl.gz", ".jsonl.zst", ".csv")
 OUTPUT_SUFFIXES = (".parquet", ".jsonl", ".jsonl.gz", ".jsonl.zst")
@@ -101,23 +106,26 @@ def columns_of(path: Path) -> pa.Schema | None:
     """The Arrow schema of a Parquet file; None for files whose columns show only in their rows."""
     if suffix(path) != ".parquet":
         return None
-    with parquet_file(path) as file:
-        return file.schema_arrow
+    return pa.schema(parquet_file(path).schema)
+
+
+def names_of(path: Path) -> list[str] | None:
+    """The columns of a Parquet file by name; None for files whose columns show only in their rows."""
+    return parquet_file(path).names if suffix(path) == ".parquet" else None
 
 
 def count_rows(path: Path) -> int | None:
     """Rows of a Parquet file by its footer; None where only reading would tell."""
     if suffix(path) != ".parquet":
         return None
-    with parquet_file(path) as file:
-        return int(file.metadata.num_rows)
+    return parquet_file(path).num_rows
 
 
 def read_rows(path: Path, columns: list[str] | None = None) -> Iterator[Row | BadRow]:
     """Every row of a file in order: a dict of column to value, or a BadRow in the place of a row.
 
-    `columns` narrows what is decoded where the format allows. Memory is bounded by `BATCH_ROWS` rows,
-    one line, and for Parquet the compressed pages of one row group's columns in flight.
+    `columns` narrows what is decoded where the format allows. Memory is bounded by `BATCH_ROWS` rows
+    or one line.
     Raises ClairError where the file cannot be opened at all.
     """
     kind = suffix(path)
@@ -148,48 +156,41 @@ def as_rows(batch: pa.RecordBatch) -> Iterator[Row | BadRow]:
 def read_batches(
     path: Path, columns: list[str] | None = None, rows: int = BATCH_ROWS
 ) -> Iterator[pa.RecordBatch | BadRow]:
-    """A Parquet file as record batches; one BadRow for each row of a row group that cannot be read."""
-    with parquet_file(path) as file:
-        for group in range(file.metadata.num_row_groups):
-            done = 0
-            size = file.metadata.row_group(group)
-            average = size.total_byte_size // max(size.num_rows, 1) + 1
-            most = max(1, min(rows, BATCH_BYTES // average))
-            try:
-                for batch in file.iter_batches(most, [group], columns, use_threads=False):
-                    yield batch
-                    done += batch.num_rows
-            except (pa.ArrowException, OSError) as error:
-                reason = f"row group {group} of {path.name} cannot be read: {first_line(error)}"
-                for _ in range(size.num_rows - done):
-                    yield BadRow(reason)
+    """A Parquet file as record batches of at most `rows` rows and about `BATCH_BYTES`, with a BadRow in
+    the place of each row that cannot be read: a damaged row group, text that is no UTF-8, a cell beyond
+    64 MiB. `columns` are columns, or parts of them as dotted paths.
+
+    Memory holds two batches and a page of each column, whatever the sizes of row groups and pages.
+    Raises ClairError where the file cannot be opened.
+    """
+    for item in parquet_file(path).batches(columns, rows, BATCH_BYTES):
+        if isinstance(item, tuple):
+            yield from bad_rows(item)
+        else:
+            yield pa.record_batch(item)
 
 
-@contextlib.contextmanager
-def parquet_file(path: Path) -> Iterator[pq.ParquetFile]:
+def bad_rows(lost: tuple[int, str, str | None]) -> Iterator[BadRow]:
+    """A BadRow for each of the rows that are lost for one reason."""
+    rows, reason, column = lost
+    # Of a row group all of the row is lost, whatever column is damaged; the reason names it.
+    return itertools.repeat(BadRow(reason, column if rows == 1 else None), rows)
+
+
+def parquet_file(path: Path) -> ParquetFile:
     """An open Parquet file. Raises ClairError where it cannot be read."""
-    # pre_buffer reads whole row groups ahead: memory would follow the writer's row-group size.
     try:
-        source = path if _is_utf8(path) else pa.PythonFile(path.open("rb"), "r")
-        file = pq.ParquetFile(source, pre_buffer=False, buffer_size=1 << 20)
-    except PermissionError as error:
-        raise ClairError(f"{path}: {error.strerror}") from error
-    except FileNotFoundError as error:
-        raise ClairError(f"{path}: no such file") from error
-    except (pa.ArrowException, OSError) as error:
-        raise ClairError(f"{path}: not a readable Parquet file: {first_line(error)}") from error
-    with file:
-        yield file
+        return ParquetFile(path)
+    except OSError as error:
+        raise ClairError(f"{path}: {(error.strerror or first_line(error)).lower()}") from error
+    except ValueError as error:
+        what = str(error).removeprefix(f"{path}: ")
+        raise ClairError(f"{path}: not a readable Parquet file: {what}") from error
 
 
 def utf8(text: str) -> str:
     """`text` as UTF-8 can hold it: a lone surrogate, which JSON and file names can carry, becomes `?`."""
     return text.encode("utf-8", "replace").decode()
-
-
-def _is_utf8(path: Path) -> bool:
-    """Whether pyarrow can open a file by its name."""
-    return utf8(str(path)) == str(path)
 
 
 def first_line(error: BaseException) -> str:

@@ -12,22 +12,19 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import pyarrow as pa
-
 from clair_apo.files import Row, json_type, utf8
-from clair_apo.tables import USAGE
 
 # What a consumer may ask for besides the two answers.
-OPTIONAL: dict[str, pa.DataType] = {
-    "id": pa.string(),
-    "prompt": pa.string(),
-    "rationale": pa.string(),
-    "flags": pa.list_(pa.string()),
-    "method": pa.string(),
-    "chosen_model": pa.string(),
-    "rejected_model": pa.string(),
-    "usage": USAGE,
-}
+OPTIONAL = (
+    "id",
+    "prompt",
+    "rationale",
+    "flags",
+    "method",
+    "chosen_model",
+    "rejected_model",
+    "usage",
+)
 _NAMES: dict[str, tuple[str, ...]] = {
     "id": ("id", "prompt_id"),
     "prompt": ("prompt", "instruction", "question", "conversations", "input"),
@@ -93,6 +90,8 @@ class Layout:
         return list(dict.fromkeys(n for n in names if n is not None))
 
 
+# The parts of `tables.USAGE`: how many bits an integer has, None for a float.
+_USAGE_BITS = {"calls": 32, "tokens_in": 64, "tokens_out": 64, "cost_usd": None}
 # No count of tokens and no price is larger; a few of these still add up to a number.
 _MOST = 1 << 60
 
@@ -109,7 +108,7 @@ def layout_of(names: Sequence[str], json_cells: bool = False) -> Layout | None:
 
 
 def optional_value(name: str, row: Row, layout: Layout) -> Any:
-    """One optional column of a row, of the type that OPTIONAL says; None where the row lacks it."""
+    """One optional column of a row, of its `shapes.optional_type`; None where the row lacks it."""
     source = layout.sources[name]
     value = None if source is None else row.get(source)
     if name == "prompt":
@@ -125,18 +124,18 @@ def optional_value(name: str, row: Row, layout: Layout) -> Any:
     if name == "usage":
         if not isinstance(value, dict):
             return None
-        return {part.name: _number(value.get(part.name), part.type) for part in USAGE}
+        return {part: _number(value.get(part), bits) for part, bits in _USAGE_BITS.items()}
     if isinstance(value, bool) or not isinstance(value, str | int):
         return None
     return utf8(str(value))
 
 
-def _number(value: Any, kind: pa.DataType) -> float | int | None:
+def _number(value: Any, bits: int | None) -> float | int | None:
     if isinstance(value, bool) or not isinstance(value, int | float) or not -_MOST < value < _MOST:
         return None
-    if pa.types.is_floating(kind):
+    if bits is None:
         return float(value)
-    return int(value) if abs(value) < 1 << (kind.bit_width - 1) else None
+    return int(value) if abs(value) < 1 << (bits - 1) else None
 
 
 def answers_of(row: Row, layout: Layout) -> tuple[str, str]:

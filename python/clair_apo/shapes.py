@@ -16,23 +16,23 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
-
-import pyarrow as pa
-import pyarrow.compute as pc
+from typing import TYPE_CHECKING, Any
 
 from clair_apo.errors import ClairError
 from clair_apo.files import (
     BadRow,
     Row,
+    bad_rows,
     columns_of,
     count_rows,
     expand,
+    names_of,
     parquet_file,
     read_batches,
     read_rows,
     suffix,
 )
+from clair_apo.lazy import Lazy
 from clair_apo.shape_rows import (
     HUMAN,
     OPTIONAL,
@@ -45,8 +45,15 @@ from clair_apo.shape_rows import (
     layout_of,
     optional_value,
 )
-from clair_apo.tables import USAGE
 from clair_apo.terminal import one_line
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    from clair_apo._core import ParquetPairs, Tally
+else:
+    pa, pc = Lazy("pyarrow"), Lazy("pyarrow.compute")
 
 __all__ = [
     "OPTIONAL",
@@ -60,11 +67,18 @@ __all__ = [
     "read_pairs",
 ]
 
-# A batch is bounded in rows and in (estimated) bytes, whichever comes first.
+# A batch is bounded in rows and in bytes, whichever comes first.
 BATCH_ROWS = 1024
-BATCH_BYTES = 16 << 20
+BATCH_BYTES = 8 << 20
 # Rows of a text file without any pair column before the file is given up.
 ROWS_TO_RECOGNISE = 1000
+
+
+def optional_type(name: str) -> pa.DataType:
+    """The type of an optional column."""
+    from clair_apo.tables import USAGE
+
+    return {"flags": pa.list_(pa.string()), "usage": USAGE}.get(name, pa.string())
 
 
 @dataclass(slots=True)
@@ -110,6 +124,11 @@ class PairBatch:
         )
 
 
+def skip_reason(bad: BadRow) -> str:
+    """Which of SKIP_REASONS a row that cannot be read is left out for."""
+    return "unreadable" if bad.column is None or "UTF-8" not in bad.reason else "not_unicode"
+
+
 def _no_pairs(path: Path, names: Sequence[str]) -> ClairError:
     shown = ", ".join(one_line(n, 40) for n in names[:20]) + (", …" if len(names) > 20 else "")
     return ClairError(
@@ -151,14 +170,14 @@ class PairReader:
             raise ValueError(f"no such optional column: {', '.join(unknown)}")
         self.paths = expand(self.spec)
         for path in self.paths:
-            schema = columns_of(path)
-            if schema is None:
+            names = names_of(path)
+            if names is None:
                 continue
-            layout = layout_of(schema.names)
+            layout = layout_of(names)
             if layout is None:
-                raise _no_pairs(path, schema.names)
+                raise _no_pairs(path, names)
             for name in (layout.chosen, layout.rejected, *layout.sources.values()):
-                if name and schema.names.count(name) > 1:
+                if name and names.count(name) > 1:
                     where = one_line(str(path))
                     raise ClairError(f"{where}: column {one_line(name, 40)} stands there more than once")
 
@@ -170,13 +189,57 @@ class PairReader:
         return sum(known) if len(known) == len(counts) else None
 
     def __iter__(self) -> Iterator[PairBatch]:
+        self.restart()
+        for path in self.paths:
+            yield from self.batches(path)
+
+    def restart(self) -> None:
+        """Forgets what was read."""
         self.skipped.clear()
         self.rows_read = 0
-        for path in self.paths:
-            read = self._parquet if suffix(path) == ".parquet" else self._text_file
-            for batch in read(path):
-                if len(batch):
-                    yield batch
+
+    def batches(self, path: Path) -> Iterator[PairBatch]:
+        """The pairs of one of `paths`."""
+        read = self._parquet if suffix(path) == ".parquet" else self._text_file
+        for batch in read(path):
+            if len(batch):
+                yield batch
+
+    def tallied(self, path: Path, tally: Tally) -> Iterator[PairBatch | None] | None:
+        """Adds the pairs of one of `paths` to `tally` as they are decoded, which takes no Python objects;
+        `columns` can then be `flags`, `method` and `usage`. Gives a None now and then, and the pairs that
+        take a closer look, which are not added. None where all do."""
+        if suffix(path) != ".parquet":
+            return None
+        file = parquet_file(path)
+        layout = layout_of(file.names)
+        if layout is None or layout.rejected is None:
+            return None
+        pairs = file.pairs(
+            layout.chosen,
+            layout.rejected,
+            transcript=layout.transcript,
+            flags=layout.sources["flags"],
+            method=layout.sources["method"],
+            usage=layout.sources["usage"],
+        )
+        return None if pairs is None else self._steps(path, layout, pairs, tally)
+
+    def _steps(
+        self, path: Path, layout: Layout, pairs: ParquetPairs, tally: Tally
+    ) -> Iterator[PairBatch | None]:
+        while (step := pairs.step(tally)) is not None:
+            start = self.rows_read
+            self.rows_read += step[0]
+            for at, item in step[1]:
+                if not isinstance(item, tuple):
+                    batch = self._arrow_batch(pa.record_batch(item), layout, start + at, path)
+                    if len(batch):
+                        yield batch
+                    continue
+                for row, bad in enumerate(bad_rows(item), start + at):
+                    self._skip(row, skip_reason(bad), bad.reason, path)
+            yield None
 
     def _skip(self, row: int, reason: str, detail: str, path: Path) -> None:
         seen = self.skipped.get(reason)
@@ -198,12 +261,11 @@ class PairReader:
         sides = [layout.chosen, *([layout.rejected] if layout.rejected else [])]
         if any(getattr(schema.field(s).type, "extension_name", "") == "arrow.json" for s in sides):
             layout = Layout(layout.chosen, layout.rejected, layout.sources, json_cells=True)
-        leaves, rows = _projection(path, layout, self.columns)
-        for item in read_batches(path, leaves, rows):
+        for item in read_batches(path, _projection(path, layout, self.columns), BATCH_ROWS):
             start = self.rows_read
             if isinstance(item, BadRow):
                 self.rows_read += 1
-                self._skip(start, "unreadable", item.reason, path)
+                self._skip(start, skip_reason(item), item.reason, path)
             else:
                 self.rows_read += item.num_rows
                 yield self._arrow_batch(item, layout, start, path)
@@ -340,7 +402,7 @@ class _Pending:
         return len(self.rows) >= BATCH_ROWS or self.chars >= BATCH_BYTES
 
     def batch(self) -> PairBatch:
-        columns = {name: pa.array(values, OPTIONAL[name]) for name, values in self.columns.items()}
+        columns = {name: pa.array(values, optional_type(name)) for name, values in self.columns.items()}
         return PairBatch(
             pa.array(self.rows, pa.int64()),
             pa.array(self.rejected, pa.large_string()),
@@ -349,30 +411,19 @@ class _Pending:
         )
 
 
-def _projection(path: Path, layout: Layout, wanted: Sequence[str]) -> tuple[list[str], int]:
-    """The leaves of a Parquet file to decode, and how many rows of them fit into a batch."""
+def _projection(path: Path, layout: Layout, wanted: Sequence[str]) -> list[str]:
+    """The leaves of a Parquet file to decode."""
     needed = layout.needed(wanted)
     parts = {*RESPONSES, *SCORES, "model"}
-    with parquet_file(path) as file:
-        metadata = file.metadata
-    leaves: list[int] = []
-    annotations: list[int] = []
-    for i in range(metadata.num_columns):
-        segments = metadata.schema.column(i).path.split(".")
+    leaves: list[str] = []
+    annotations: list[str] = []
+    for leaf in parquet_file(path).leaves:
+        segments = leaf.split(".")
         if segments[0] in needed:
             # Of UltraFeedback's name.list.element.part most parts are not needed, and the largest.
             rated = layout.rejected is None and segments[0] == layout.chosen and len(segments) > 3
-            (annotations if rated and segments[3] not in parts else leaves).append(i)
-    if not any(metadata.schema.column(i).path.startswith(layout.chosen) for i in leaves):
-        leaves += annotations
-    size = 1.0
-    for g in range(metadata.num_row_groups):
-        group = metadata.row_group(g)
-        if group.num_rows:
-            used = sum(group.column(i).total_uncompressed_size for i in leaves)
-            size = max(size, used / group.num_rows)
-    names = list(dict.fromkeys(metadata.schema.column(i).path for i in leaves))
-    return names, max(1, min(BATCH_ROWS, int(BATCH_BYTES / size)))
+            (annotations if rated and segments[3] not in parts else leaves).append(leaf)
+    return leaves if any(leaf.startswith(layout.chosen) for leaf in leaves) else leaves + annotations
 
 
 def _texts(array: Any, transcript: bool) -> Any | None:
@@ -444,7 +495,7 @@ def _value(scalar: Any) -> Any:
 
 def _optional_column(name: str, batch: Any, layout: Layout) -> Any:
     """One optional column of a Parquet batch; by Arrow alone where its type is the expected one."""
-    kind, source = OPTIONAL[name], layout.sources[name]
+    kind, source = optional_type(name), layout.sources[name]
     column = None if source is None else batch.column(source)
     elsewhere = name == "prompt" or (name.endswith("_model") and layout.rejected is None)
     if column is None and not elsewhere:
@@ -468,6 +519,8 @@ def _optional_column(name: str, batch: Any, layout: Layout) -> Any:
 
 
 def _usage_column(column: Any) -> Any:
+    from clair_apo.tables import USAGE
+
     names = {column.type.field(i).name for i in range(column.type.num_fields)}
     fields = [
         pc.struct_field(column, part.name).cast(part.type)

@@ -10,15 +10,15 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
+from clair_apo._core import ParquetWriter
 from clair_apo.files import replacing, suffix
 
 MESSAGES = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))
@@ -89,37 +89,36 @@ FAILURE_SCHEMA = pa.schema(
 class TableWriter:
     """Writes rows to Parquet or JSON Lines by the extension of `path`; a context manager.
 
-    Rows are flushed in groups, bounded in number and in bytes, so memory is flat. The file appears
-    under its name only when the block ends without an error.
+    What is written goes on at once, in Parquet as row groups bounded in bytes, so memory is flat. The
+    file appears under its name only when the block ends without an error.
     """
-
-    GROUP_ROWS = 2048
-    GROUP_BYTES = 32 << 20
 
     def __init__(self, path: Path, schema: pa.Schema) -> None:
         self.rows = 0
+        self._path = path
         self._schema = schema
-        self._json = suffix(path) != ".parquet"
         self._compression = {".gz": "gzip", ".zst": "zstd"}.get(path.suffix.lower())
         self._replacing = replacing(path)
-        self._pending: list[pa.RecordBatch] = []
-        self._pending_bytes = 0
+        self._parquet: ParquetWriter | None = None
+        self._lines: Any = None
         self._finished = False
 
     def __enter__(self) -> TableWriter:
         temporary = self._replacing.__enter__()
-        if self._json:
-            self._file = pa.output_stream(str(temporary), compression=self._compression)
-        else:
-            # A page index and small row groups let readers skip and stream.
-            self._file = pq.ParquetWriter(
-                temporary, self._schema, compression="zstd", write_page_index=True
-            )
+        try:
+            with self._named():
+                if suffix(self._path) == ".parquet":
+                    self._parquet = ParquetWriter(temporary, self._schema)
+                else:
+                    self._lines = pa.output_stream(str(temporary), compression=self._compression)
+        except BaseException as error:
+            self._replacing.__exit__(type(error), error, error.__traceback__)
+            raise
         return self
 
     def write(self, rows: Sequence[Mapping[str, Any]], extra: pa.StructArray | None = None) -> None:
         """Appends `rows`, with `extra` as their last column where the schema has it; a missing key is
-        a null. Raises pa.ArrowInvalid for a value of a wrong type."""
+        a null. Raises pa.ArrowInvalid for a value of a wrong type, OSError for a full disk."""
         if not rows:
             return
         if extra is None:
@@ -135,32 +134,23 @@ class TableWriter:
         if not batch.num_rows:
             return
         self.rows += batch.num_rows
-        self._pending.append(batch)
-        self._pending_bytes += batch.nbytes
-        if (
-            sum(b.num_rows for b in self._pending) >= self.GROUP_ROWS
-            or self._pending_bytes >= self.GROUP_BYTES
-        ):
-            self._flush()
-
-    def _flush(self) -> None:
-        if not self._pending:
-            return
-        if self._json:
-            for batch in self._pending:
+        with self._named():
+            if self._parquet is not None:
+                self._parquet.write(batch)
+            else:
                 for row in batch.to_pylist():
                     line = json.dumps(row, ensure_ascii=False, default=json_value)
-                    self._file.write(line.encode() + b"\n")
-        else:
-            self._file.write_table(pa.Table.from_batches(self._pending, self._schema))
-        self._pending, self._pending_bytes = [], 0
+                    self._lines.write(line.encode() + b"\n")
 
     def finish(self) -> None:
         """Writes all of it beside its final name. Of several tables, finish each before leaving the first:
         a full disk then leaves all of the old ones or none."""
         if not self._finished:
-            self._flush()
-            self._file.close()
+            with self._named():
+                if self._parquet is not None:
+                    self._parquet.finish()
+                else:
+                    self._lines.close()
             self._finished = True
 
     def __exit__(
@@ -177,9 +167,20 @@ class TableWriter:
             raise
         finally:
             if kind is not None and not self._finished:
-                with contextlib.suppress(OSError, pa.ArrowException):
-                    self._file.close()
+                if self._lines is not None:
+                    with contextlib.suppress(OSError, pa.ArrowException):
+                        self._lines.close()
+                self._parquet = None
             self._replacing.__exit__(kind, error, trace)
+
+    @contextlib.contextmanager
+    def _named(self) -> Iterator[None]:
+        """Errors of the disk name the file that was wanted, not the one beside it."""
+        try:
+            yield
+        except OSError as error:
+            error.filename = str(self._path)
+            raise
 
 
 def json_value(value: object) -> Any:

@@ -12,19 +12,23 @@ import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, TypeVar
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any, TypeVar
 
-import pyarrow as pa
-import pyarrow.compute as pc
-
-from clair_apo.report.measure import Measure
+from clair_apo._core import MEASURES, Distribution, Tally
+from clair_apo.lazy import Lazy
 from clair_apo.shapes import PairReader, read_pairs
-from clair_apo.tables import MEASURES
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+    import pyarrow.compute as pc
+else:
+    pa, pc = Lazy("pyarrow"), Lazy("pyarrow.compute")
 
 SCHEMA = 1
-NEAR_IDENTICAL = 0.02
 BINS = 20
-TENTHS = 10
+QUANTILES = {"p05": 0.05, "p25": 0.25, "p50": 0.5, "p75": 0.75, "p95": 0.95}
+USAGE = ("tokens_in", "tokens_out", "cost_usd")
 
 Path = str | os.PathLike[str]
 # Told the file, the rows read so far, and the rows in all (None where only reading would tell).
@@ -42,87 +46,100 @@ def stats(files: Sequence[Path] | Path, on_progress: Progress | None = None) -> 
     """
     specs = [files] if isinstance(files, str | os.PathLike) else list(files)
     readers = [read_pairs(spec, ("flags", "method", "usage")) for spec in specs]
-    return {"schema": SCHEMA, "files": [_Tally(r).run(on_progress) for r in readers]}
+    return {"schema": SCHEMA, "files": [_Summary(r).run(on_progress) for r in readers]}
 
 
-class _Tally:
-    """Sums up one reader's pairs."""
+class _Summary:
+    """Sums up one reader's pairs: in the core, but for what rows out of the ordinary carry besides."""
 
     def __init__(self, reader: PairReader) -> None:
         self.reader = reader
-        self.measures = {name: Measure(kind) for name, kind in MEASURES.items()}
-        self.pairs = self.longer = self.identical = self.near_identical = 0
-        self.positions = [0] * TENTHS
+        self.tally = Tally()
         self.flags: Counter[str] = Counter()
         self.methods: Counter[str] = Counter()
-        self.usage: dict[str, float | None] = dict.fromkeys(("tokens_in", "tokens_out", "cost_usd"))
+        self.usage: dict[str, float | None] = dict.fromkeys(USAGE)
 
     def run(self, on_progress: Progress | None) -> dict[str, Any]:
         name, total = str(self.reader.spec), self.reader.total_rows
-        for batch in _ahead(self.reader):
-            self._add(batch)
-            if on_progress is not None:
-                on_progress(name, self.reader.rows_read, total)
+        self.reader.restart()
+        for path in self.reader.paths:
+            quick = self.reader.tallied(path, self.tally)
+            for batch in _ahead(self.reader.batches(path)) if quick is None else quick:
+                if batch is not None:
+                    self._add(batch)
+                if on_progress is not None:
+                    on_progress(name, self.reader.rows_read, total)
         return self._result(name)
 
     def _add(self, batch: Any) -> None:
-        from clair_apo import text
-
-        scores = pa.table(text.score(batch.rejected, batch.chosen))
-        for name, measure in self.measures.items():
-            measure.add(scores[name])
-        self.pairs += len(batch)
-        self.longer += _count(pc.greater(scores["chosen_chars"], scores["rejected_chars"]))
-        same = scores["identical"]
-        near = pc.less_equal(scores["levenshtein_ratio"], NEAR_IDENTICAL)
-        self.identical += _count(same)
-        self.near_identical += _count(pc.and_(near, pc.invert(same)))
-        for tenth in range(TENTHS):
-            edits = pc.sum(pc.list_element(scores["edit_position"], tenth)).as_py()
-            self.positions[tenth] += edits or 0
-        _tally(self.flags, pc.list_flatten(batch.columns["flags"]))
-        _tally(self.methods, batch.columns["method"])
-        for part, so_far in self.usage.items():
+        self.tally.add(batch.rejected, batch.chosen)
+        _count(self.flags, pc.list_flatten(batch.columns["flags"]))
+        _count(self.methods, batch.columns["method"])
+        for part in USAGE:
             column = pc.struct_field(batch.columns["usage"], part).drop_null()
             # As float64, which neither wraps nor ends in infinity for any count or price there can be.
             column = column.cast(pa.float64(), safe=False)
             column = column.filter(pc.less(pc.abs(column), float(1 << 60)))
             if len(column):
-                total = (so_far or 0) + pc.sum(column).as_py()
-                self.usage[part] = total if part == "cost_usd" else round(total)
+                self.usage[part] = (self.usage[part] or 0) + pc.sum(column).as_py()
 
     def _result(self, name: str) -> dict[str, Any]:
-        edits = sum(self.positions)
-        skipped = self.reader.skipped
+        tally, skipped = self.tally, self.reader.skipped
+        for counter, counted in ((self.flags, tally.flags), (self.methods, tally.methods)):
+            counter.update(dict(counted))
+        for part, value in zip(USAGE, tally.usage, strict=True):
+            found = [v for v in (self.usage[part], value) if v is not None]
+            if found:
+                self.usage[part] = sum(found) if part == "cost_usd" else round(sum(found))
+        measures: dict[str, Any] = {}
+        histograms: dict[str, Any] = {}
+        for measure, whole in MEASURES:
+            # One at a time: each takes 8 MiB for a million pairs.
+            values = tally.distribution(measure)
+            measures[measure] = _figures(whole, values)
+            histograms[measure] = _histogram(measure, whole, values)
+        edits = sum(tally.edit_position)
         return {
             "file": name,
-            "pairs": self.pairs,
+            "pairs": tally.pairs,
             "skipped": sum(s.rows for s in skipped.values()),
             "skipped_reasons": {
                 reason: {"rows": s.rows, "first_row": s.first_row, "first": s.first}
                 for reason, s in skipped.items()
             },
-            **{name: measure.summary() for name, measure in self.measures.items()},
-            "chosen_longer_share": self.longer / self.pairs if self.pairs else None,
-            "identical": self.identical,
-            "near_identical": self.near_identical,
-            "edit_position": [n / edits for n in self.positions] if edits else None,
+            **measures,
+            "chosen_longer_share": tally.chosen_longer / tally.pairs if tally.pairs else None,
+            "identical": tally.identical,
+            "near_identical": tally.near_identical,
+            "edit_position": [n / edits for n in tally.edit_position] if edits else None,
             "flags": dict(self.flags.most_common()),
             "methods": dict(self.methods.most_common()),
             **self.usage,
-            "histograms": {name: _histogram(name, m) for name, m in self.measures.items()},
+            "histograms": histograms,
         }
 
 
-def _histogram(name: str, measure: Measure) -> dict[str, list[float]] | None:
-    if not measure.count:
+def _figures(whole: bool, values: Distribution) -> dict[str, Any] | None:
+    if values.ends is None:
+        return None
+    low, high = map(int, values.ends) if whole else values.ends
+    quantiles = {name: values.quantile(q) for name, q in QUANTILES.items()}
+    return {"mean": values.mean, "std": values.std, "min": low, **quantiles, "max": high}
+
+
+def _histogram(name: str, whole: bool, values: Distribution) -> dict[str, list[float]] | None:
+    """Counts between edges, the upper one of each excluded but for the last."""
+    last, most = values.quantile(0.99), values.quantile(1.0)
+    if last is None or most is None:
         return None
     bound = {"length_ratio": 2.0}.get(name, 1.0)
-    if not pa.types.is_floating(MEASURES[name]):
-        bound = _nice(measure.quantile(0.99) / BINS) * BINS
+    if whole:
+        bound = _nice(last / BINS) * BINS
     edges = [bound * i / BINS for i in range(BINS)]
-    edges.append(max(bound, measure.quantile(1.0)))
-    return {"edges": edges, "counts": list(measure.histogram(edges))}
+    edges.append(max(bound, most))
+    ranks = [values.below(edge) for edge in edges[:-1]]
+    ranks.append(values.below(math.nextafter(edges[-1], math.inf)))
+    return {"edges": edges, "counts": [b - a for a, b in pairwise(ranks)]}
 
 
 def _nice(width: float) -> float:
@@ -133,11 +150,7 @@ def _nice(width: float) -> float:
     return next(step * power for step in (1, 2, 5, 10) if step * power >= width)
 
 
-def _count(flags: Any) -> int:
-    return int(pc.sum(flags).as_py() or 0)
-
-
-def _tally(counter: Counter[str], column: Any) -> None:
+def _count(counter: Counter[str], column: Any) -> None:
     for entry in pc.value_counts(column.drop_null()).to_pylist():
         counter[entry["values"]] += entry["counts"]
 

@@ -1,3 +1,5 @@
+use std::path::PathBuf;
+
 /// What can go wrong; each variant's text is meant for the person who called.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -42,6 +44,15 @@ pub enum Error {
     Setting(String),
     #[error("a temporary file cannot be written or read: {0}")]
     Temporary(#[from] std::io::Error),
+    #[error("{}: {source}", path.display())]
+    Io {
+        path: PathBuf,
+        source: std::io::Error,
+    },
+    #[error("{}: {what}", path.display())]
+    Parquet { path: PathBuf, what: String },
+    #[error("no thread to read with: {0}")]
+    Thread(std::io::Error),
     #[error(transparent)]
     Arrow(#[from] arrow_schema::ArrowError),
     #[error("stopped before the end")]

@@ -16,12 +16,15 @@ pub mod interned;
 pub mod kernel;
 mod lanes;
 pub mod levenshtein;
+pub mod measure;
 pub mod ngrams;
 pub mod pair;
 pub mod pairs;
+pub mod parquet;
 pub mod script;
 pub mod stop;
 pub mod table;
+pub mod tally;
 #[cfg(test)]
 mod testing;
 mod unicode;

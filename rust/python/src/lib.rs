@@ -4,6 +4,8 @@ mod bpe;
 mod dedup;
 mod input;
 mod ngrams;
+mod parquet;
+mod tally;
 mod work;
 
 use clair_core::cpu::Kernel;
@@ -132,5 +134,6 @@ fn _core(m: &Bound<'_, PyModule>) -> PyResult<()> {
     m.add_class::<ngrams::NgramIndex>()?;
     m.add_function(wrap_pyfunction!(dedup::minhash, m)?)?;
     m.add_class::<dedup::PyDedup>()?;
-    Ok(())
+    parquet::register(m)?;
+    tally::register(m)
 }

@@ -12,7 +12,7 @@ use pyo3::prelude::*;
 use rayon::{ThreadPool, ThreadPoolBuilder};
 
 /// How often signals are looked at while work is under way.
-const POLL: Duration = Duration::from_millis(50);
+pub const POLL: Duration = Duration::from_millis(50);
 
 /// Texts of a single call up to this many bytes are not worth a thread.
 const SMALL: usize = 1 << 14;
@@ -29,12 +29,27 @@ pub fn to_python(error: Error) -> PyErr {
         | Error::TooMany { .. }
         | Error::Setting(_)
         | Error::BadTokenizer { .. }
+        | Error::Parquet { .. }
         | Error::TooLong { .. } => PyValueError::new_err(text),
         Error::Temporary(error) => match error.raw_os_error() {
             Some(number) => PyOSError::new_err((number, text)),
             None => PyOSError::new_err(text),
         },
-        Error::Arrow(_) | Error::Stopped => PyRuntimeError::new_err(text),
+        // With its number, from which Python finds the kind: FileNotFoundError, PermissionError …
+        Error::Io { path, source } => {
+            let number = source.raw_os_error();
+            PyOSError::new_err((number, described(&source), path))
+        }
+        Error::Arrow(_) | Error::Thread(_) | Error::Stopped => PyRuntimeError::new_err(text),
+    }
+}
+
+/// What the system says, without the number that Rust puts behind it.
+fn described(error: &std::io::Error) -> String {
+    let text = error.to_string();
+    match text.find(" (os error") {
+        Some(end) => text[..end].to_owned(),
+        None => text,
     }
 }
 
