@@ -151,9 +151,15 @@ fn bounds(text: &Normal, scratch: &mut Scratch) {
 /// The kinds of the first `len` bytes, all of them ASCII in lower case.
 #[inline]
 fn ascii_kinds(block: &[u8; BLOCK], len: usize) -> Kinds {
-    let within = if len < BLOCK { (1 << len) - 1 } else { u64::MAX };
+    let within = if len < BLOCK {
+        (1 << len) - 1
+    } else {
+        u64::MAX
+    };
     let run = block.map(|b| {
-        u8::from(b.wrapping_sub(b'a') < 26) | u8::from(b.wrapping_sub(b'0') < 10) | u8::from(b == b'_')
+        u8::from(b.wrapping_sub(b'a') < 26)
+            | u8::from(b.wrapping_sub(b'0') < 10)
+            | u8::from(b == b'_')
     });
     let run = bits(&run) & within;
     let single = !run & !bits(&block.map(|b| u8::from(b == b' '))) & within;

@@ -344,36 +344,3 @@ fn the_plain_rule_gives_the_same_on_many_texts() {
     let expected = plain(&texts, &order, 0.8, 2);
     assert_eq!(staying(&run(&shortest, &texts, None), &texts), expected);
 }
-
-#[test]
-#[ignore]
-fn speed() {
-    use std::time::Instant;
-    let raw = std::fs::read_to_string("/tmp/dd/docs.txt").unwrap();
-    let docs: Vec<&str> = raw.split('\0').collect();
-    let n = docs.len() as f64;
-    let sk = Sketcher::new(5, 256, 0);
-    let mut sc = Scratch::default();
-    let mut normal = normal::Normal::default();
-    let t = |name: &str, f: &mut dyn FnMut()| {
-        let mut best = f64::MAX;
-        for _ in 0..5 {
-            let s = Instant::now();
-            f();
-            best = best.min(s.elapsed().as_secs_f64());
-        }
-        println!("{name}: {:.3} us", best / n * 1e6);
-    };
-    t("normal", &mut || docs.iter().for_each(|d| normal.set(d)));
-    t("normal+hash", &mut || docs.iter().for_each(|d| { normal.set(d); std::hint::black_box(normal.hash()); }));
-    let sh = shingles::Shingler::new(5, 1);
-    let mut ss = shingles::Scratch::default();
-    let mut out = Vec::new();
-    t("normal+words+shingles", &mut || docs.iter().for_each(|d| { normal.set(d); out.clear(); sh.hashes(&normal, &mut ss, &mut out); }));
-    t("text+minima", &mut || docs.iter().for_each(|d| { sk.text(d, &mut sc); std::hint::black_box(sk.minima(&mut sc)); }));
-    let b = Bands { bands: 32, rows: 8 };
-    let mut keys = Vec::new();
-    t("text+minima+keys", &mut || docs.iter().for_each(|d| { sk.text(d, &mut sc); keys.clear(); b.keys(sk.minima(&mut sc), &mut keys); }));
-    t("set", &mut || docs.iter().for_each(|d| { std::hint::black_box(sk.set(d, &mut sc)); }));
-    println!("{} shingles", out.len());
-}
