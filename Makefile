@@ -9,7 +9,7 @@ SOURCES := Cargo.toml Cargo.lock pyproject.toml $(shell find rust -name '*.rs' -
 # One profile for the wheel, the Rust tests and clippy: arrow is then compiled once.
 CARGO := cargo --locked
 
-.PHONY: demo test lint rust-test python-test soak check-ground clean
+.PHONY: demo test lint rust-test python-test test-neon fuzz soak check-ground clean
 
 demo: $(VENV)/.local
 	@sh tools/demo.sh $(BIN)
@@ -28,6 +28,14 @@ rust-test: $(VENV)/.dev
 
 python-test: $(VENV)/.dev
 	$(BIN)/python -m pytest
+
+# The Rust tests once more as aarch64 code, in an emulator. Skipped, with a word of why, where that is missing.
+test-neon:
+	@sh tools/test-neon.sh
+
+# Each fuzz target for EACH seconds (20): make fuzz EACH=120 TARGETS="words diff"
+fuzz:
+	@EACH=$(EACH) sh tools/fuzz.sh $(TARGETS)
 
 # A run that is killed a thousand times: by hand, it takes about twenty minutes.
 soak: $(VENV)/.dev

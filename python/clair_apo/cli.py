@@ -59,6 +59,15 @@ def _commands() -> dict[str, Command]:
         "filter": Command(
             "keep the rows that a condition holds for", clean.filter_arguments, clean.run_filter
         ),
+        "convert": Command(
+            "write pairs in the shape that another tool reads", clean.convert_arguments, clean.run_convert
+        ),
+        "split": Command("split a table by prompt", clean.split_arguments, clean.run_split),
+        "decontaminate": Command(
+            "leave out rows that hold a benchmark's items",
+            clean.decontaminate_arguments,
+            clean.run_decontaminate,
+        ),
         "dedup": Command(
             "leave out rows that are the same, or nearly",
             dedup_command.dedup_arguments,
@@ -195,6 +204,13 @@ def _value(action: argparse.Action, value: object, name: str) -> Any:
         if not isinstance(value, bool):
             raise UsageError(f"{name}: {value!r} is neither true nor false")
         return value
+    if action.nargs == "+":
+        values = value if isinstance(value, list | tuple) else [value]
+        return [_one_value(action, each, name) for each in values]
+    return _one_value(action, value, name)
+
+
+def _one_value(action: argparse.Action, value: object, name: str) -> Any:
     try:
         # Every `type` of ours takes what YAML and Python give as well as text.
         typed = action.type(value) if callable(action.type) else _text(value)  # type: ignore[arg-type]

@@ -38,6 +38,7 @@ _NAMES: dict[str, tuple[str, ...]] = {
     "rejected_model": ("rejected_model", "rejected-model"),
     "usage": ("usage",),
 }
+PROMPT_NAMES = _NAMES["prompt"]
 _SIDES = (
     ("chosen", "rejected"),
     ("chosen_response", "rejected_response"),
@@ -60,6 +61,7 @@ SKIP_REASONS = {
     "not_unicode": "the text is not valid Unicode",
     "too_few_answers": "fewer than two answers have both a text and a score",
     "tie": "the best and the worst answer have the same score",
+    "no_prompt": "the row has no prompt",
 }
 
 
@@ -267,3 +269,54 @@ def _prompt(row: Row, layout: Layout) -> str | None:
         else:
             value = "\n\n".join(f"{_role(m)}: {_content(m) or ''}" for m in messages) or None
     return utf8(value) if isinstance(value, str) else None
+
+
+def prompt_messages(row: Row, layout: Layout) -> list[dict[str, str]] | None:
+    """The prompt as a list of messages with `role` and `content`; None where the row has none.
+
+    A conversation that the chosen answer repeats is the prompt where no list of messages says it better:
+    a system prompt and earlier turns stand only there.
+    """
+    source = layout.sources["prompt"]
+    value = None if source is None else _parsed(row.get(source), layout.json_cells)
+    if isinstance(value, dict):  # OpenAI's {"messages": [...]}
+        value = value.get("messages", value)
+    if not isinstance(value, str):
+        found = _plain_messages(value)
+        if found:
+            return found
+    chosen = _parsed(row.get(layout.chosen), layout.json_cells)
+    before = None
+    if layout.transcript and isinstance(chosen, str) and chosen.startswith(HUMAN):
+        before = _turns(chosen.rpartition(_ASSISTANT)[0])
+    elif layout.rejected is not None and isinstance(chosen, list):
+        messages = [m for m in chosen if isinstance(m, dict)]
+        before = _plain_messages(messages[: _last_assistant(messages) or 0])
+    text = utf8(value) if isinstance(value, str) and value else None
+    if before and (text is None or any(m["content"] == text for m in before)):
+        return before
+    return None if text is None else [{"role": "user", "content": text}]
+
+
+def _plain_messages(value: Any) -> list[dict[str, str]]:
+    """Messages with the usual names of roles; those without text are left out."""
+    names = {"human": "user", **dict.fromkeys(_ASSISTANTS, "assistant")}
+    messages = [value] if isinstance(value, dict) else value
+    if not isinstance(messages, list):
+        return []
+    found = []
+    for message in messages:
+        if isinstance(message, dict) and (content := _content(message)) is not None:
+            role = str(_role(message) or "user")
+            found.append({"role": utf8(names.get(role, role)), "content": utf8(content)})
+    return found
+
+
+def _turns(transcript: str) -> list[dict[str, str]]:
+    """The turns of a transcript with `Human:` and `Assistant:`."""
+    found = []
+    for part in transcript.split(HUMAN)[1:]:
+        asked, *answers = part.split(_ASSISTANT)
+        found.append({"role": "user", "content": utf8(asked.strip())})
+        found += [{"role": "assistant", "content": utf8(answer.strip())} for answer in answers]
+    return found

@@ -1,10 +1,12 @@
 """Measures and edit scripts of text pairs, over Arrow columns.
 
-A column is anything with the Arrow PyCapsule methods (pyarrow, polars, pandas 3, DuckDB, arro3 …; Utf8,
-LargeUtf8, Utf8View or a dictionary of these; sliced and chunked as it is) or a list of `str` and `None`.
-It is read in place, on all cores and without the interpreter's lock; Ctrl-C ends it. Results are
-arro3 arrays, one value per row, which `pyarrow.array`, `polars.Series` and the like take without a
-copy. A null on either side gives null.
+A column is anything with the Arrow PyCapsule methods (pyarrow, polars, pandas 3, arro3 …; Utf8, LargeUtf8,
+Utf8View or a dictionary of these; sliced and chunked as it is), a table of one column (a DuckDB relation,
+say), or a list of `str` and `None`, as which numpy's and pandas' arrays and the columns of `datasets` are
+taken too. Arrow data is read in place, on all cores and without the interpreter's lock; Ctrl-C ends it.
+Rows are paired by their place: no index is looked at, and a stream, which can be read but once, is used
+up. Results are arro3 arrays, one value per row, which `pyarrow.array`, `polars.Series` and the like take
+without a copy. A null on either side gives null.
 
 *Character* is a Unicode code point. *Word* is a maximal run of Unicode word characters (UTS #18 `\\w`),
 or one other character that is not white space; a character of script Han, Hiragana, Katakana, Thai,
@@ -15,6 +17,9 @@ characters, or words, each), and beyond that wherever the band around its diagon
 needs has: megabytes that are nearly equal. For what is larger *and* more different, the result is the
 cost of the best script inside the widest band of 2**36 cells: an upper bound, the same for the same
 texts in the same order. So any pair is answered in seconds, in memory linear in its length.
+
+Many pairs are measured together, several in each vector of the processor (`kernel` says which); results
+do not depend on it, nor on how rows are chunked.
 """
 
 from __future__ import annotations
@@ -23,6 +28,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, TypeAlias
 
 from clair_apo import _core
+from clair_apo.columns import readable as _column
 
 if TYPE_CHECKING:
     from arro3.core import Array, RecordBatch
@@ -40,7 +46,9 @@ __all__ = [
     "Edit",
     "count_tokens",
     "diff",
+    "edit_scripts",
     "jaccard",
+    "kernel",
     "levenshtein",
     "levenshtein_ratio",
     "minhash",
@@ -137,6 +145,18 @@ def diff(a: str, b: str) -> list[Edit]:
     return [Edit._make(edit) for edit in _core.diff(_whole(a, "a"), _whole(b, "b"))]
 
 
+def edit_scripts(a: Column, b: Column) -> Array:
+    """The edit script of each pair of two columns, as `diff` gives it for one pair.
+
+    Returns: large_list<struct<op: string, a_start: uint32, a_end, b_start, b_end>>, one list per row,
+    null where either text is.
+
+    Raises: `ValueError` for columns of different length, `TypeError` for one that is not text; both
+    name the column.
+    """
+    return _core.edit_scripts(_column(a, "a"), _column(b, "b"))
+
+
 def word_script(a: str, b: str) -> list[Edit]:
     """The minimal script over words that `diff` is made of: one `Edit` of cost 1 per word that is
     deleted, inserted or replaced, with offsets that count words. Kept words are left out.
@@ -179,24 +199,16 @@ def minhash(column: Column, permutations: int = 256, shingle: int = 5, seed: int
     return _core.minhash(_column(column, "column"), permutations, shingle, seed)
 
 
-def _column(values: Any, name: str) -> Any:
-    """What the core can read: Arrow data as it is, a list of `str` as an arro3 array."""
-    if hasattr(values, "__arrow_c_array__") or hasattr(values, "__arrow_c_stream__"):
-        return values
-    if isinstance(values, str | bytes) or not isinstance(values, Sequence):
-        raise TypeError(
-            f"`{name}` is of type {type(values).__name__}: expected an Arrow column of strings "
-            "or a list of str"
-        )
-    for row, value in enumerate(values):
-        if value is not None and not isinstance(value, str):
-            raise TypeError(
-                f"`{name}` holds a value of type {type(value).__name__} in row {row}, "
-                "which is not text: expected str or None"
-            )
-    from arro3.core import Array, DataType
+def kernel() -> str:
+    """The vector instructions in use: `avx512vbmi2`, `avx512`, `avx2`, `neon`, or `portable` for none.
 
-    return Array(list(values), type=DataType.large_utf8())
+    The fastest that the machine has, unless the environment variable `CLAIR_APO_KERNEL` names another
+    one. It is read once. All give the same results.
+
+    Raises: `ValueError` where the variable names one that the machine does not have; so does every
+    function that measures columns.
+    """
+    return _core.kernel()
 
 
 def _whole(text: Any, name: str) -> str:

@@ -107,6 +107,11 @@ class Condition:
                 hint = "; TRY_CAST gives null where CAST fails"
             elif "cannot compare string" in said:
                 hint = "; the column is text, and CAST(column AS DOUBLE) makes numbers of it"
+            elif "cannot compare 'date" in said:
+                said = "cannot compare a date or time with text"
+                hint = "; write DATE '2026-01-31'"
+            elif "Datetime" in said:
+                hint = "; a time with a zone is compared with DATE '2026-01-31'"
             raise UsageError(f"{self._shown}: {said}{hint}") from error
 
     def _unknown(self, name: str, columns: list[str]) -> str:

@@ -18,6 +18,7 @@ from types import TracebackType
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from clair_apo import files
 from clair_apo.clean.unify import unified
@@ -305,6 +306,10 @@ class RowWriter:
         self._writer.write_batch(batch)
         self.rows += batch.num_rows
 
+    def finish(self) -> None:
+        """Writes all of it beside its final name; of several files, before leaving the first."""
+        self._writer.finish()
+
     def __exit__(
         self,
         kind: type[BaseException] | None,
@@ -337,11 +342,14 @@ class JsonLinesWriter:
 
     def write_batch(self, batch: pa.RecordBatch) -> None:
         """Appends rows, each as a JSON object with the columns in their order."""
-        self.write_rows(batch.to_pylist())
-
-    def write_rows(self, rows: list[Row]) -> None:
-        """Appends rows of Python values."""
+        columns = [_told(column) for column in batch.columns]
+        rows = pa.RecordBatch.from_arrays(columns, batch.schema.names).to_pylist()
         self.write_lines([json_line(row) for row in rows])
+
+    def finish(self) -> None:
+        """Writes all of it beside its final name."""
+        self._file.close()
+        self._raw.close()
 
     def __exit__(
         self,
@@ -350,12 +358,23 @@ class JsonLinesWriter:
         trace: TracebackType | None,
     ) -> None:
         try:
-            self._file.close()
-            self._raw.close()
+            self.finish()
         except BaseException as failed:
             self._replacing.__exit__(type(failed), failed, failed.__traceback__)
             raise
         self._replacing.__exit__(kind, error, trace)
+
+
+def _told(column: pa.Array) -> pa.Array:
+    """A column with times in nanoseconds, which Python's own cannot hold, as text."""
+    kind = column.type
+    if pa.types.is_timestamp(kind) and kind.unit == "ns":
+        return pc.replace_substring(column.cast(pa.string()), " ", "T", max_replacements=1)
+    if pa.types.is_struct(kind) and kind.num_fields:
+        names = [kind.field(i).name for i in range(kind.num_fields)]
+        parts = [_told(part) for part in column.flatten()]
+        return pa.StructArray.from_arrays(parts, names, mask=column.is_null())
+    return column
 
 
 def json_line(row: Row) -> bytes:

@@ -25,7 +25,7 @@ def show(title: str, rows_in: int, lines: Sequence[tuple[str, int, str]]) -> Non
     wide = max(len(label) for label, _, _ in every)
     digits = max(len(f"{rows:,}") for _, rows, _ in every)
     for label, rows, note in every:
-        share = "" if label == "rows in" or not rows_in else f"{rows / rows_in:7.1%}"
+        share = "" if label == "rows in" or not rows_in or rows > rows_in else f"{rows / rows_in:7.1%}"
         line = f"  {label:<{wide}}  {rows:>{digits},}  {share:>7}  {note}"
         out.print(line.rstrip(), soft_wrap=True)
 

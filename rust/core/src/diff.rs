@@ -40,6 +40,12 @@ pub struct Side<'t> {
 }
 
 impl<'t> Side<'t> {
+    /// The text from word `from` up to the end of the word before `to`.
+    fn span(&self, from: usize, to: usize) -> &'t str {
+        let words = &self.words.words;
+        &self.text[words[from].start as usize..words[to - 1].end as usize]
+    }
+
     /// Bytes and characters between word `from - 1` and word `to`.
     fn gap(&self, from: usize, to: usize) -> Gap<'t> {
         let words = &self.words.words;
@@ -84,8 +90,18 @@ pub fn blocks(a: Side, b: Side, units: &[Unit]) -> Vec<Block> {
         if i >= a_count || j >= b_count {
             break;
         }
-        i += 1;
-        j += 1;
+        // Kept words up to the next edit: mostly all that lies between them is the same too.
+        let kept = match rest.peek() {
+            Some(unit) => unit.a as usize - i,
+            None => a_count - i,
+        };
+        let skip = if kept > 1 && a.span(i, i + kept) == b.span(j, j + kept) {
+            kept
+        } else {
+            1
+        };
+        i += skip;
+        j += skip;
     }
     out.finish(a.words.chars, b.words.chars)
 }

@@ -20,10 +20,22 @@ pub enum Error {
         chunk: usize,
         row: usize,
     },
+    #[error("`{column}` is damaged: row {row} of chunk {chunk} lies outside of the column's data")]
+    Damaged {
+        column: String,
+        chunk: usize,
+        row: usize,
+    },
     #[error("unknown encoding '{name}': known are {known}")]
     UnknownEncoding { name: String, known: String },
+    #[error("CLAIR_APO_KERNEL names '{name}', which this machine does not have: it has {known}")]
+    UnknownKernel { name: String, known: String },
     #[error("a text of {bytes} bytes is too long: 4 GiB is the limit of one text")]
     TooLong { bytes: usize },
+    #[error(
+        "the benchmarks hold more than four billion different {what}, which is more than an index takes"
+    )]
+    TooMany { what: &'static str },
     #[error("{0}")]
     Setting(String),
     #[error("a temporary file cannot be written or read: {0}")]

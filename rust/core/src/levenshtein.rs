@@ -86,7 +86,7 @@ fn cost(a: &[u32], b: &[u32], band: Band, scratch: &mut Scratch, stop: &Stop) ->
 }
 
 /// The textbook table, row by row: what the fast way is compared with.
-#[cfg(test)]
+#[cfg(any(test, feature = "plain"))]
 pub fn plain(a: &[u32], b: &[u32]) -> u32 {
     let mut row: Vec<u32> = (0..=b.len() as u32).collect();
     for (i, x) in a.iter().enumerate() {

@@ -3,14 +3,22 @@
 //! *Character* is a Unicode code point. *Word* is what `words::split` makes of a text. Distances are
 //! Levenshtein distances. Nothing here knows of Python.
 
+pub mod batch;
 pub mod bpe;
+mod chars;
 pub mod columns;
+pub mod cpu;
 pub mod dedup;
 pub mod diff;
 mod error;
+mod group;
+pub mod interned;
 pub mod kernel;
+mod lanes;
 pub mod levenshtein;
+pub mod ngrams;
 pub mod pair;
+pub mod pairs;
 pub mod script;
 pub mod stop;
 pub mod table;
@@ -18,5 +26,6 @@ pub mod table;
 mod testing;
 mod unicode;
 pub mod words;
+pub mod work;
 
 pub use error::{Error, Result};

@@ -1,12 +1,13 @@
-//! Everything that is measured on one pair of texts.
+//! Everything that is measured on one pair of texts: the plain way, which `pairs` is compared with.
 
 use crate::Result;
 use crate::diff::{Block, Side, blocks, character_bound};
+use crate::interned::{Interned, WordTable};
 use crate::kernel::Scratch;
 use crate::levenshtein;
 use crate::script::{Unit, script};
 use crate::stop::Stop;
-use crate::words::{Interned, Words, split};
+use crate::words::{Words, split};
 
 /// Parts of the rejected text for which edits are counted.
 pub const TENTHS: usize = 10;
@@ -30,31 +31,50 @@ pub struct Measures {
 }
 
 /// Two texts with their words and the script between them.
-struct Compared {
-    a: Words,
-    b: Words,
-    ids: Interned,
-    units: Vec<Unit>,
+pub(crate) struct Compared<'t> {
+    pub a_text: &'t str,
+    pub b_text: &'t str,
+    pub a: Words,
+    pub b: Words,
+    pub ids: Interned,
+    pub units: Vec<Unit>,
 }
 
-impl Compared {
-    fn new(a_text: &str, b_text: &str, scratch: &mut Scratch, stop: &Stop) -> Result<Self> {
-        let (a, b) = (split(a_text)?, split(b_text)?);
-        let ids = Interned::new(a_text, &a, b_text, &b);
-        let units = script(&ids.a, &ids.b, scratch, stop)?;
-        Ok(Self { a, b, ids, units })
+impl<'t> Compared<'t> {
+    fn new(a: &'t str, b: &'t str, scratch: &mut Scratch, stop: &Stop) -> Result<Self> {
+        let mut pair = Self::without_script(a, b, &mut WordTable::default())?;
+        pair.units = script(&pair.ids.a, &pair.ids.b, scratch, stop)?;
+        Ok(pair)
     }
 
-    fn blocks(&self, a_text: &str, b_text: &str) -> Vec<Block> {
+    pub fn without_script(a_text: &'t str, b_text: &'t str, table: &mut WordTable) -> Result<Self> {
+        let (a, b) = (split(a_text)?, split(b_text)?);
+        let ids = Interned::new(a_text, &a, b_text, &b, table);
+        Ok(Self {
+            a_text,
+            b_text,
+            a,
+            b,
+            ids,
+            units: Vec::new(),
+        })
+    }
+
+    pub fn blocks(&self) -> Vec<Block> {
         let a = Side {
-            text: a_text,
+            text: self.a_text,
             words: &self.a,
         };
         let b = Side {
-            text: b_text,
+            text: self.b_text,
             words: &self.b,
         };
         blocks(a, b, &self.units)
+    }
+
+    /// An upper bound of the character distance.
+    pub fn character_bound(&self) -> usize {
+        character_bound(&self.blocks()) as usize
     }
 
     /// A word's first character decides; an insertion is where the word after it starts.
@@ -72,35 +92,40 @@ impl Compared {
         }
         counts
     }
+
+    /// All measures, given the character distance.
+    pub fn measures(&self, levenshtein: u32) -> Measures {
+        let (rejected_chars, chosen_chars) = (self.a.chars, self.b.chars);
+        let (rejected_words, chosen_words) = (self.ids.a.len() as u32, self.ids.b.len() as u32);
+        let word_edits = self.units.len() as u32;
+        Measures {
+            jaccard: self.ids.jaccard(),
+            levenshtein,
+            levenshtein_ratio: ratio(levenshtein, rejected_chars.max(chosen_chars)),
+            word_edits,
+            word_edit_ratio: ratio(word_edits, rejected_words.max(chosen_words)),
+            chosen_chars,
+            rejected_chars,
+            chosen_words,
+            rejected_words,
+            length_ratio: (rejected_chars > 0)
+                .then(|| f64::from(chosen_chars) / f64::from(rejected_chars)),
+            edit_position: self.edit_position(),
+            identical: self.a_text == self.b_text,
+        }
+    }
 }
 
 pub fn measure(a: &str, b: &str, scratch: &mut Scratch, stop: &Stop) -> Result<Measures> {
     let pair = Compared::new(a, b, scratch, stop)?;
     // The script is there already, and a bound makes the distance cheaper.
-    let bound = character_bound(&pair.blocks(a, b)) as usize;
-    let levenshtein = character_distance(a, b, Some(bound), scratch, stop)?;
-    let (rejected_chars, chosen_chars) = (pair.a.chars, pair.b.chars);
-    let (rejected_words, chosen_words) = (pair.ids.a.len() as u32, pair.ids.b.len() as u32);
-    let word_edits = pair.units.len() as u32;
-    Ok(Measures {
-        jaccard: pair.ids.jaccard(),
-        levenshtein,
-        levenshtein_ratio: ratio(levenshtein, rejected_chars.max(chosen_chars)),
-        word_edits,
-        word_edit_ratio: ratio(word_edits, rejected_words.max(chosen_words)),
-        chosen_chars,
-        rejected_chars,
-        chosen_words,
-        rejected_words,
-        length_ratio: (rejected_chars > 0)
-            .then(|| f64::from(chosen_chars) / f64::from(rejected_chars)),
-        edit_position: pair.edit_position(),
-        identical: a == b,
-    })
+    let bound = Some(pair.character_bound());
+    let levenshtein = character_distance(a, b, bound, scratch, stop)?;
+    Ok(pair.measures(levenshtein))
 }
 
 /// Share of `longest`, 0 when that is nothing.
-fn ratio(distance: u32, longest: u32) -> f64 {
+pub(crate) fn ratio(distance: u32, longest: u32) -> f64 {
     if longest == 0 {
         0.0
     } else {
@@ -113,15 +138,14 @@ pub fn jaccard(a: &str, b: &str) -> Result<f64> {
         return Ok(1.0);
     }
     let (x, y) = (split(a)?, split(b)?);
-    Ok(Interned::new(a, &x, b, &y).jaccard())
+    Ok(Interned::new(a, &x, b, &y, &mut WordTable::default()).jaccard())
 }
 
 /// Levenshtein distance over characters.
 pub fn levenshtein_chars(a: &str, b: &str, scratch: &mut Scratch, stop: &Stop) -> Result<u32> {
     // Where the result may be a bound only, it is the same bound that `measure` gives.
     let bound = if a.len() as u64 * b.len() as u64 > levenshtein::MAX_CELLS && a != b {
-        let blocks = Compared::new(a, b, scratch, stop)?.blocks(a, b);
-        Some(character_bound(&blocks) as usize)
+        Some(Compared::new(a, b, scratch, stop)?.character_bound())
     } else {
         None
     };
@@ -134,7 +158,7 @@ pub fn levenshtein_words(a: &str, b: &str, scratch: &mut Scratch, stop: &Stop) -
         return Ok(0);
     }
     let (x, y) = (split(a)?, split(b)?);
-    let ids = Interned::new(a, &x, b, &y);
+    let ids = Interned::new(a, &x, b, &y, &mut WordTable::default());
     levenshtein::distance(&ids.a, &ids.b, None, scratch, stop)
 }
 
@@ -147,8 +171,7 @@ pub fn levenshtein_ratio(a: &str, b: &str, scratch: &mut Scratch, stop: &Stop) -
 
 /// The edit script from `a` to `b` in blocks of characters.
 pub fn diff(a: &str, b: &str, scratch: &mut Scratch, stop: &Stop) -> Result<Vec<Block>> {
-    let pair = Compared::new(a, b, scratch, stop)?;
-    Ok(pair.blocks(a, b))
+    Ok(Compared::new(a, b, scratch, stop)?.blocks())
 }
 
 /// The unit edits over words that `diff` is made of.
@@ -156,7 +179,7 @@ pub fn word_script(a: &str, b: &str, scratch: &mut Scratch, stop: &Stop) -> Resu
     Ok(Compared::new(a, b, scratch, stop)?.units)
 }
 
-fn character_distance(
+pub(crate) fn character_distance(
     a: &str,
     b: &str,
     bound: Option<usize>,

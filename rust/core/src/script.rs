@@ -60,10 +60,8 @@ fn script_within(
     };
     let table = Table::new(a, b, band, scratch);
     walk.back_to(&table, 0, Row::top(b.len()), scratch, stop)?;
-    while walk.j > 0 {
-        walk.insert();
-    }
     let mut units = walk.units;
+    insert_back(&mut walk.j, &mut units);
     units.reverse();
     for unit in &mut units {
         unit.a += prefix as u32;
@@ -118,39 +116,76 @@ impl Walk<'_> {
     }
 
     fn follow(&mut self, record: &Record, from: usize) {
-        while self.i > from {
-            match record.vertical(self.i, self.j) {
-                Vertical::Up => {
-                    self.i -= 1;
-                    self.push(UnitOp::Delete);
+        let (a, b) = (self.a, self.b);
+        let end = (self.i, self.j);
+        let vertical = |row, col| record.vertical(row, col);
+        (self.i, self.j) = walk_back(a, b, end, from, vertical, &mut self.units);
+    }
+}
+
+/// The script of a whole table without common ends, whose vertical steps `vertical(row, column)` tells.
+pub fn follow<T: PartialEq>(
+    a: &[T],
+    b: &[T],
+    vertical: impl Fn(usize, usize) -> Vertical,
+) -> Vec<Unit> {
+    let mut units = Vec::new();
+    let (_, mut j) = walk_back(a, b, (a.len(), b.len()), 0, vertical, &mut units);
+    insert_back(&mut j, &mut units);
+    units.reverse();
+    units
+}
+
+/// Walks from the cell `(i, j)` up to the row `from` and adds the edits, the last one first.
+fn walk_back<T: PartialEq>(
+    a: &[T],
+    b: &[T],
+    (mut i, mut j): (usize, usize),
+    from: usize,
+    vertical: impl Fn(usize, usize) -> Vertical,
+    units: &mut Vec<Unit>,
+) -> (usize, usize) {
+    let unit = |op, i, j| Unit {
+        op,
+        a: i as u32,
+        b: j as u32,
+    };
+    while i > from {
+        match vertical(i, j) {
+            Vertical::Up => {
+                i -= 1;
+                units.push(unit(UnitOp::Delete, i, j));
+            }
+            Vertical::Outside => {
+                j -= 1;
+                units.push(unit(UnitOp::Insert, i, j));
+            }
+            Vertical::Same | Vertical::Down => {
+                let differ = a[i - 1] != b[j - 1];
+                if differ && vertical(i, j - 1) == Vertical::Down {
+                    j -= 1;
+                    units.push(unit(UnitOp::Insert, i, j));
+                    continue;
                 }
-                Vertical::Outside => self.insert(),
-                Vertical::Same | Vertical::Down => {
-                    let differ = self.a[self.i - 1] != self.b[self.j - 1];
-                    if differ && record.vertical(self.i, self.j - 1) == Vertical::Down {
-                        self.insert();
-                        continue;
-                    }
-                    self.i -= 1;
-                    self.j -= 1;
-                    if differ {
-                        self.push(UnitOp::Replace);
-                    }
+                i -= 1;
+                j -= 1;
+                if differ {
+                    units.push(unit(UnitOp::Replace, i, j));
                 }
             }
         }
     }
+    (i, j)
+}
 
-    fn insert(&mut self) {
-        self.j -= 1;
-        self.push(UnitOp::Insert);
-    }
-
-    fn push(&mut self, op: UnitOp) {
-        self.units.push(Unit {
-            op,
-            a: self.i as u32,
-            b: self.j as u32,
+/// What is left of `b` above the first row can only have been inserted.
+fn insert_back(j: &mut usize, units: &mut Vec<Unit>) {
+    while *j > 0 {
+        *j -= 1;
+        units.push(Unit {
+            op: UnitOp::Insert,
+            a: 0,
+            b: *j as u32,
         });
     }
 }

@@ -3,55 +3,70 @@
 //! Rows are shared out to the threads of the rayon pool that the caller is in; outside of a pool they are
 //! done one after the other.
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use arrow_array::builder::{FixedSizeListBuilder, UInt32Builder};
 use arrow_array::types::{ArrowPrimitiveType, Float64Type, UInt32Type};
-use arrow_array::{ArrayRef, BooleanArray, PrimitiveArray, RecordBatch};
-use arrow_schema::{ArrowError, DataType, Field, Schema};
-use rayon::prelude::*;
+use arrow_array::{
+    Array, ArrayRef, BooleanArray, LargeListArray, PrimitiveArray, RecordBatch, StringArray,
+    StructArray, UInt32Array,
+};
+use arrow_buffer::{NullBuffer, OffsetBuffer};
+use arrow_schema::{ArrowError, DataType, Field, Fields, Schema};
 
 use crate::columns::TextColumn;
-use crate::kernel::Scratch;
-use crate::pair::{Measures, TENTHS, measure};
+use crate::cpu::Kernel;
+use crate::diff::Block;
+use crate::pair::{Measures, TENTHS};
+use crate::pairs::{Batch, Texts};
 use crate::stop::Stop;
-use crate::{Result, bpe, pair};
+use crate::work::each;
+use crate::{Result, bpe};
 
-/// Rows that one task takes at least.
-const ROWS_AT_ONCE: usize = 8;
+/// Pairs that are measured together: enough that many are of similar size, few enough that what is made of
+/// them stays small.
+const PAIRS_AT_ONCE: usize = 2048;
+/// Bytes of text in them, whatever their number.
+const BYTES_AT_ONCE: usize = 4 << 20;
+/// Texts that one task counts tokens of at least.
+const TEXTS_AT_ONCE: usize = 8;
 
-fn rows<T: Send>(
-    count: usize,
-    stop: &Stop,
-    row: impl Fn(usize, &mut Scratch) -> Result<Option<T>> + Sync,
-) -> Result<Vec<Option<T>>> {
-    let checked = |scratch: &mut Scratch, i| {
-        stop.check()?;
-        row(i, scratch)
-    };
-    if rayon::current_thread_index().is_none() {
-        let mut scratch = Scratch::default();
-        return (0..count).map(|i| checked(&mut scratch, i)).collect();
+/// Runs of rows whose texts are measured together.
+fn parts(a: &TextColumn, b: &TextColumn) -> Vec<Range<usize>> {
+    let mut parts = Vec::new();
+    let (mut start, mut bytes) = (0, 0);
+    for row in 0..a.len() {
+        let length = |column: &TextColumn| column.get(row).map_or(0, str::len);
+        let more = length(a) + length(b);
+        if row - start >= PAIRS_AT_ONCE || (bytes + more > BYTES_AT_ONCE && row > start) {
+            parts.push(start..row);
+            (start, bytes) = (row, 0);
+        }
+        bytes += more;
     }
-    (0..count)
-        .into_par_iter()
-        .with_min_len(ROWS_AT_ONCE)
-        .map_init(Scratch::default, checked)
-        .collect()
+    parts.push(start..a.len());
+    parts
 }
 
-/// `f` for each row of two columns.
-fn pairs<T: Send>(
+/// `f` for the rows of two columns that have text in both, many at a time.
+fn pairs<T>(
     a: &TextColumn,
     b: &TextColumn,
     stop: &Stop,
-    f: impl Fn(&str, &str, &mut Scratch, &Stop) -> Result<T> + Sync,
+    f: impl Fn(&Batch, &[Texts], &Stop) -> Result<Vec<T>>,
 ) -> Result<Vec<Option<T>>> {
     a.check_same_length(b)?;
-    rows(a.len(), stop, |i, scratch| match (a.get(i), b.get(i)) {
-        (Some(x), Some(y)) => f(x, y, scratch, stop).map(Some),
-        _ => Ok(None),
-    })
+    let batch = Batch::new(Kernel::chosen()?);
+    let both = |row| Some((a.get(row)?, b.get(row)?));
+    let mut all = Vec::with_capacity(a.len());
+    for rows in parts(a, b) {
+        stop.check()?;
+        let texts: Vec<Texts> = rows.clone().filter_map(both).collect();
+        let mut found = f(&batch, &texts, stop)?.into_iter();
+        all.extend(rows.map(|row| both(row).and_then(|_| found.next())));
+    }
+    Ok(all)
 }
 
 fn array<T: ArrowPrimitiveType>(values: Vec<Option<T::Native>>) -> ArrayRef {
@@ -59,9 +74,8 @@ fn array<T: ArrowPrimitiveType>(values: Vec<Option<T::Native>>) -> ArrayRef {
 }
 
 pub fn jaccard(a: &TextColumn, b: &TextColumn, stop: &Stop) -> Result<ArrayRef> {
-    Ok(array::<Float64Type>(pairs(a, b, stop, |x, y, _, _| {
-        pair::jaccard(x, y)
-    })?))
+    let found = pairs(a, b, stop, Batch::jaccards)?;
+    Ok(array::<Float64Type>(found))
 }
 
 /// What a distance counts.
@@ -72,34 +86,65 @@ pub enum Unit {
 }
 
 pub fn levenshtein(a: &TextColumn, b: &TextColumn, unit: Unit, stop: &Stop) -> Result<ArrayRef> {
-    let distance = match unit {
-        Unit::Char => pair::levenshtein_chars,
-        Unit::Word => pair::levenshtein_words,
+    let found = match unit {
+        Unit::Char => pairs(a, b, stop, Batch::levenshtein_chars),
+        Unit::Word => pairs(a, b, stop, Batch::levenshtein_words),
     };
-    Ok(array::<UInt32Type>(pairs(a, b, stop, distance)?))
+    Ok(array::<UInt32Type>(found?))
 }
 
 pub fn levenshtein_ratio(a: &TextColumn, b: &TextColumn, stop: &Stop) -> Result<ArrayRef> {
-    Ok(array::<Float64Type>(pairs(
-        a,
-        b,
-        stop,
-        pair::levenshtein_ratio,
-    )?))
+    let found = pairs(a, b, stop, Batch::levenshtein_ratios)?;
+    Ok(array::<Float64Type>(found))
 }
 
 pub fn count_tokens(texts: &TextColumn, encoding: &str, stop: &Stop) -> Result<ArrayRef> {
     let tokenizer = bpe::encoding(encoding)?;
-    let counts = rows(texts.len(), stop, |i, _| {
-        Ok(texts.get(i).map(|t| tokenizer.count(t) as u32))
-    })?;
+    let count = |row| -> Result<Option<u32>> {
+        stop.check()?;
+        Ok(texts.get(row).map(|t| tokenizer.count(t) as u32))
+    };
+    let rows: Vec<usize> = (0..texts.len()).collect();
+    let counts = each(&rows, TEXTS_AT_ONCE, |&row| count(row))?;
     Ok(array::<UInt32Type>(counts))
 }
 
 /// Every measure of `Measures` as a column of its own.
 pub fn score(rejected: &TextColumn, chosen: &TextColumn, stop: &Stop) -> Result<RecordBatch> {
-    let measures = pairs(rejected, chosen, stop, measure)?;
+    let measures = pairs(rejected, chosen, stop, Batch::measures)?;
     Ok(batch(&measures)?)
+}
+
+/// The edit script of each pair: a list of structs (op, a_start, a_end, b_start, b_end), in characters.
+pub fn edit_scripts(a: &TextColumn, b: &TextColumn, stop: &Stop) -> Result<ArrayRef> {
+    let scripts = pairs(a, b, stop, Batch::diffs)?;
+    let blocks = || scripts.iter().flatten().flatten();
+    let offsets = |offset: fn(&Block) -> u32| -> ArrayRef {
+        Arc::new(UInt32Array::from_iter_values(blocks().map(offset)))
+    };
+    let op: StringArray = blocks().map(|block| Some(block.op.name())).collect();
+    let columns: [(&str, ArrayRef); 5] = [
+        ("op", Arc::new(op)),
+        ("a_start", offsets(|block| block.a_start)),
+        ("a_end", offsets(|block| block.a_end)),
+        ("b_start", offsets(|block| block.b_start)),
+        ("b_end", offsets(|block| block.b_end)),
+    ];
+    let field =
+        |(name, column): &(&str, ArrayRef)| Field::new(*name, column.data_type().clone(), false);
+    let fields: Fields = columns.iter().map(field).collect();
+    let columns = columns.into_iter().map(|(_, column)| column).collect();
+    let items = StructArray::try_new(fields.clone(), columns, None)?;
+    let lengths = scripts
+        .iter()
+        .map(|script| script.as_ref().map_or(0, Vec::len));
+    let nulls: NullBuffer = scripts.iter().map(Option::is_some).collect();
+    Ok(Arc::new(LargeListArray::try_new(
+        Arc::new(Field::new("item", DataType::Struct(fields), false)),
+        OffsetBuffer::from_lengths(lengths),
+        Arc::new(items),
+        Some(nulls),
+    )?))
 }
 
 fn batch(rows: &[Option<Measures>]) -> std::result::Result<RecordBatch, ArrowError> {

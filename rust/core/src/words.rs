@@ -1,7 +1,6 @@
 //! Splitting text into words, and giving the words of a pair small numbers.
 
-use hashbrown::{HashMap, hash_map::Entry};
-
+use crate::cpu::Kernel;
 use crate::unicode::{CLASSES, RUN, SPACE};
 use crate::{Error, Result};
 
@@ -46,119 +45,218 @@ const ASCII: [u8; 128] = {
 /// Splits `text` into words: a maximal run of Unicode word characters, or one other character that is
 /// not white space; characters of scripts written without spaces are words by themselves.
 pub fn split(text: &str) -> Result<Words> {
+    split_with(text, Kernel::chosen()?)
+}
+
+pub fn split_with(text: &str, kernel: Kernel) -> Result<Words> {
     if u32::try_from(text.len()).is_err() {
         return Err(Error::TooLong { bytes: text.len() });
     }
-    let bytes = text.as_bytes();
-    let classes = &*CLASSES;
-    let mut words = Vec::with_capacity(bytes.len() / 4);
-    // Start of the run that is open, if one is.
-    let mut open: Option<(u32, u32)> = None;
-    let (mut at, mut chars) = (0_usize, 0_u32);
-    while at < bytes.len() {
-        let (class, width) = match ASCII.get(bytes[at] as usize) {
-            Some(&class) => (class, 1),
-            None => match text[at..].chars().next() {
-                Some(c) => (classes.of(c), c.len_utf8()),
-                None => break,
-            },
-        };
-        let here = at as u32;
-        if class == RUN {
-            open.get_or_insert((here, chars));
-        } else {
-            if let Some((start, char_start)) = open.take() {
-                words.push(Word {
-                    start,
-                    end: here,
-                    char_start,
-                    char_end: chars,
-                });
-            }
-            if class != SPACE {
-                let end = here + width as u32;
-                words.push(Word {
-                    start: here,
-                    end,
-                    char_start: chars,
-                    char_end: chars + 1,
-                });
-            }
-        }
-        at += width;
-        chars += 1;
+    let mut splitter = Splitter {
+        text,
+        at: 0,
+        chars: 0,
+        open: None,
+        words: Vec::with_capacity(text.len() / 4),
+    };
+    match kernel {
+        // SAFETY: both are chosen only where the machine has their instructions.
+        #[cfg(target_arch = "x86_64")]
+        Kernel::Avx512Vbmi2 | Kernel::Avx512 => unsafe { blocks::avx512(&mut splitter) },
+        #[cfg(target_arch = "x86_64")]
+        Kernel::Avx2 => unsafe { blocks::avx2(&mut splitter) },
+        _ => splitter.one_by_one(text.len()),
     }
-    if let Some((start, char_start)) = open {
-        words.push(Word {
-            start,
-            end: at as u32,
-            char_start,
-            char_end: chars,
-        });
-    }
-    Ok(Words { words, chars })
+    Ok(splitter.finish())
 }
 
-/// The words of two texts as numbers: equal words have equal numbers, counted from 0 without gaps.
-#[derive(Debug)]
-pub struct Interned {
-    pub a: Vec<u32>,
-    pub b: Vec<u32>,
-    /// Different words of `a`; their numbers come first.
-    pub distinct_a: usize,
-    /// Different words of both together.
-    pub distinct: usize,
+/// A text that is being split.
+struct Splitter<'t> {
+    text: &'t str,
+    at: usize,
+    chars: u32,
+    /// Start of the run that is open, in bytes and in characters.
+    open: Option<(u32, u32)>,
+    words: Vec<Word>,
 }
 
-impl Interned {
-    pub fn new(a_text: &str, a: &Words, b_text: &str, b: &Words) -> Self {
-        let mut numbers: HashMap<&str, u32> = HashMap::with_capacity(a.words.len());
-        let mut number = |text, words: &Words| -> Vec<u32> {
-            let mut ids = Vec::with_capacity(words.words.len());
-            for word in &words.words {
-                let next = numbers.len() as u32;
-                ids.push(match numbers.entry(word.of(text)) {
-                    Entry::Occupied(known) => *known.get(),
-                    Entry::Vacant(free) => *free.insert(next),
-                });
+impl Splitter<'_> {
+    /// Character by character, at least up to the byte `to`: the plain way.
+    fn one_by_one(&mut self, to: usize) {
+        let bytes = self.text.as_bytes();
+        let classes = &*CLASSES;
+        while self.at < to {
+            let (class, width) = match ASCII.get(bytes[self.at] as usize) {
+                Some(&class) => (class, 1),
+                None => match self.text[self.at..].chars().next() {
+                    Some(c) => (classes.of(c), c.len_utf8()),
+                    None => break,
+                },
+            };
+            if class == RUN {
+                self.open.get_or_insert((self.at as u32, self.chars));
+            } else {
+                self.close();
+                if class != SPACE {
+                    self.words.push(Word {
+                        start: self.at as u32,
+                        end: (self.at + width) as u32,
+                        char_start: self.chars,
+                        char_end: self.chars + 1,
+                    });
+                }
             }
-            ids
-        };
-        let a_ids = number(a_text, a);
-        let distinct_a = a_ids.iter().max().map_or(0, |&last| last as usize + 1);
-        let b_ids = number(b_text, b);
-        let distinct_b = b_ids.iter().max().map_or(0, |&last| last as usize + 1);
-        Self {
-            a: a_ids,
-            b: b_ids,
-            distinct_a,
-            distinct: distinct_a.max(distinct_b),
+            self.at += width;
+            self.chars += 1;
         }
     }
 
-    /// |A ∩ B| / |A ∪ B| over the sets of words, 1 when both are empty.
-    pub fn jaccard(&self) -> f64 {
-        if self.distinct == 0 {
-            return 1.0;
+    fn close(&mut self) {
+        if let Some((start, char_start)) = self.open.take() {
+            self.words.push(Word {
+                start,
+                end: self.at as u32,
+                char_start,
+                char_end: self.chars,
+            });
         }
-        let mut in_both = vec![false; self.distinct_a];
-        let mut shared = 0_u32;
-        for &id in &self.b {
-            if let Some(seen) = in_both.get_mut(id as usize)
-                && !*seen
-            {
-                *seen = true;
-                shared += 1;
+    }
+
+    /// 64 bytes of ASCII of which `run` belong to runs and `single` are words by themselves.
+    #[cfg_attr(not(target_arch = "x86_64"), allow(dead_code))]
+    #[inline(always)]
+    fn block(&mut self, run: u64, single: u64) {
+        let (at, before) = (self.at as u32, self.at as u32 - self.chars);
+        let mut starts = run & !(run << 1 | u64::from(self.open.is_some())) | single;
+        if let Some((start, char_start)) = self.open
+            && run != u64::MAX
+        {
+            let end = at + (!run).trailing_zeros();
+            self.words.push(Word {
+                start,
+                end,
+                char_start,
+                char_end: end - before,
+            });
+            self.open = None;
+        }
+        while starts != 0 {
+            let bit = starts.trailing_zeros();
+            starts &= starts - 1;
+            let start = at + bit;
+            let length = if single >> bit & 1 == 1 {
+                1
+            } else {
+                // Ones from here on up to the end of the run; a run may go on beyond the block.
+                let length = (!(run >> bit)).trailing_zeros();
+                if length + bit >= 64 {
+                    self.open = Some((start, start - before));
+                    break;
+                }
+                length
+            };
+            self.words.push(Word {
+                start,
+                end: start + length,
+                char_start: start - before,
+                char_end: start + length - before,
+            });
+        }
+        self.at += 64;
+        self.chars += 64;
+    }
+
+    fn finish(mut self) -> Words {
+        self.close();
+        Words {
+            words: self.words,
+            chars: self.chars,
+        }
+    }
+}
+
+/// Classes of 64 bytes at once.
+#[cfg(target_arch = "x86_64")]
+mod blocks {
+    use std::arch::x86_64::*;
+
+    use super::Splitter;
+
+    /// The rest of the text in blocks; those that are not all ASCII go character by character.
+    macro_rules! in_blocks {
+        ($splitter:ident, $classify:ident) => {
+            while let Some(block) = $splitter.text.as_bytes()[$splitter.at..].first_chunk::<64>() {
+                match $classify(block) {
+                    Some((run, single)) => $splitter.block(run, single),
+                    None => $splitter.one_by_one($splitter.at + 64),
+                }
             }
+            $splitter.one_by_one($splitter.text.len());
+        };
+    }
+
+    #[target_feature(enable = "avx512f,avx512bw,bmi1,bmi2")]
+    pub fn avx512(splitter: &mut Splitter) {
+        in_blocks!(splitter, classify_avx512);
+    }
+
+    #[target_feature(enable = "avx2,bmi1,bmi2")]
+    pub fn avx2(splitter: &mut Splitter) {
+        in_blocks!(splitter, classify_avx2);
+    }
+
+    #[target_feature(enable = "avx512f,avx512bw")]
+    #[inline]
+    fn classify_avx512(block: &[u8; 64]) -> Option<(u64, u64)> {
+        // SAFETY: 64 bytes are read from a block of 64.
+        let bytes = unsafe { _mm512_loadu_si512(block.as_ptr().cast()) };
+        if _mm512_movepi8_mask(bytes) != 0 {
+            return None;
         }
-        f64::from(shared) / self.distinct as f64
+        let within = |bytes, first: u8, last: u8| {
+            let from_first = _mm512_sub_epi8(bytes, _mm512_set1_epi8(first as i8));
+            _mm512_cmple_epu8_mask(from_first, _mm512_set1_epi8((last - first) as i8))
+        };
+        let lower = _mm512_or_si512(bytes, _mm512_set1_epi8(0x20));
+        let underscore = _mm512_cmpeq_epi8_mask(bytes, _mm512_set1_epi8(b'_' as i8));
+        let run = within(lower, b'a', b'z') | within(bytes, b'0', b'9') | underscore;
+        let blank = _mm512_cmpeq_epi8_mask(bytes, _mm512_set1_epi8(b' ' as i8));
+        let space = within(bytes, 9, 13) | blank;
+        Some((run, !(run | space)))
+    }
+
+    #[target_feature(enable = "avx2")]
+    #[inline]
+    fn classify_avx2(block: &[u8; 64]) -> Option<(u64, u64)> {
+        let mut masks = [(0_u64, 0_u64); 2];
+        for (half, (run, space)) in masks.iter_mut().enumerate() {
+            // SAFETY: 32 bytes are read from each half of a block of 64.
+            let bytes = unsafe { _mm256_loadu_si256(block.as_ptr().add(32 * half).cast()) };
+            if _mm256_movemask_epi8(bytes) != 0 {
+                return None;
+            }
+            let within = |bytes, first: u8, last: u8| {
+                let from_first = _mm256_sub_epi8(bytes, _mm256_set1_epi8(first as i8));
+                let most = _mm256_set1_epi8((last - first) as i8);
+                _mm256_cmpeq_epi8(_mm256_min_epu8(from_first, most), from_first)
+            };
+            let bits = |found| u64::from(_mm256_movemask_epi8(found) as u32) << (32 * half);
+            let lower = _mm256_or_si256(bytes, _mm256_set1_epi8(0x20));
+            let underscore = _mm256_cmpeq_epi8(bytes, _mm256_set1_epi8(b'_' as i8));
+            let alphanumeric =
+                _mm256_or_si256(within(lower, b'a', b'z'), within(bytes, b'0', b'9'));
+            let blank = _mm256_cmpeq_epi8(bytes, _mm256_set1_epi8(b' ' as i8));
+            *run = bits(_mm256_or_si256(alphanumeric, underscore));
+            *space = bits(_mm256_or_si256(within(bytes, 9, 13), blank));
+        }
+        let run = masks[0].0 | masks[1].0;
+        let space = masks[0].1 | masks[1].1;
+        Some((run, !(run | space)))
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use std::collections::HashSet;
-
     use proptest::prelude::*;
 
     use super::*;
@@ -170,10 +268,6 @@ mod tests {
             .iter()
             .map(|w| w.of(text))
             .collect()
-    }
-
-    fn jaccard(a: &str, b: &str) -> f64 {
-        Interned::new(a, &split(a).unwrap(), b, &split(b).unwrap()).jaccard()
     }
 
     #[test]
@@ -199,14 +293,22 @@ mod tests {
         }
     }
 
-    #[test]
-    fn jaccard_of_edges() {
-        assert_eq!(jaccard("", " "), 1.0);
-        assert_eq!(jaccard("a", ""), 0.0);
-        assert_eq!(jaccard("a b a", "b c"), 1.0 / 3.0);
-    }
-
     proptest! {
+        #[test]
+        fn every_kernel_splits_as_the_plain_way_does(
+            parts in prop::collection::vec(
+                prop_oneof![crate::testing::text(), "[a-zA-Z0-9_ ,.\\n-]{0,300}"], 0..6,
+            )
+        ) {
+            let text = parts.concat();
+            let plain = split_with(&text, Kernel::Portable).unwrap();
+            for kernel in Kernel::available() {
+                let found = split_with(&text, kernel).unwrap();
+                prop_assert_eq!(&found.words, &plain.words, "{:?}", kernel);
+                prop_assert_eq!(found.chars, plain.chars);
+            }
+        }
+
         #[test]
         fn words_are_in_order_and_leave_only_white_space(text in crate::testing::text()) {
             let words = split(&text).unwrap();
@@ -220,16 +322,6 @@ mod tests {
                 at = w.end as usize;
             }
             prop_assert!(text[at..].chars().all(char::is_whitespace));
-        }
-
-        #[test]
-        fn jaccard_equals_sets(a in crate::testing::text(), b in crate::testing::text()) {
-            let (x, y): (HashSet<_>, HashSet<_>) =
-                (list(&a).into_iter().collect(), list(&b).into_iter().collect());
-            let union = x.union(&y).count();
-            let expected =
-                if union == 0 { 1.0 } else { x.intersection(&y).count() as f64 / union as f64 };
-            prop_assert_eq!(jaccard(&a, &b), expected);
         }
     }
 }

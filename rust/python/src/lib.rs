@@ -2,9 +2,11 @@
 
 mod dedup;
 mod input;
+mod ngrams;
 mod work;
 
 use arrow_array::ArrayRef;
+use clair_core::cpu::Kernel;
 use clair_core::diff::Op;
 use clair_core::kernel::Scratch;
 use clair_core::script::UnitOp;
@@ -16,7 +18,7 @@ use pyo3_arrow::PyRecordBatch;
 use pyo3_arrow::export::{Arro3Array, Arro3RecordBatch};
 
 use input::Column;
-use work::{run, run_small};
+use work::{run, run_small, to_python};
 
 /// An edit as Python gets it: its name and four offsets.
 type PyEdit = (&'static str, u32, u32, u32, u32);
@@ -91,6 +93,18 @@ fn diff(py: Python<'_>, a: &str, b: &str) -> PyResult<Vec<PyEdit>> {
         .collect())
 }
 
+#[pyfunction]
+fn edit_scripts(py: Python<'_>, a: Column, b: Column) -> PyResult<Arro3Array> {
+    let (a, b) = (a.named("a")?, b.named("b")?);
+    run(py, |stop| table::edit_scripts(&a, &b, stop)).map(Into::into)
+}
+
+/// The name of the vector kernel in use.
+#[pyfunction]
+fn kernel() -> PyResult<&'static str> {
+    Ok(Kernel::chosen().map_err(to_python)?.name())
+}
+
 /// The unit edits over words; offsets count words.
 #[pyfunction]
 fn word_script(py: Python<'_>, a: &str, b: &str) -> PyResult<Vec<PyEdit>> {
@@ -119,6 +133,9 @@ fn _core(m: &Bound<'_, PyModule>) -> PyResult<()> {
     m.add_function(wrap_pyfunction!(count_tokens, m)?)?;
     m.add_function(wrap_pyfunction!(diff, m)?)?;
     m.add_function(wrap_pyfunction!(word_script, m)?)?;
+    m.add_function(wrap_pyfunction!(edit_scripts, m)?)?;
+    m.add_function(wrap_pyfunction!(kernel, m)?)?;
+    m.add_class::<ngrams::NgramIndex>()?;
     m.add_function(wrap_pyfunction!(dedup::minhash, m)?)?;
     m.add_class::<dedup::PyDedup>()?;
     Ok(())

@@ -23,7 +23,10 @@ pub fn to_python(error: Error) -> PyErr {
         Error::NotText { .. } => PyTypeError::new_err(text),
         Error::LengthMismatch { .. }
         | Error::NotUtf8 { .. }
+        | Error::Damaged { .. }
         | Error::UnknownEncoding { .. }
+        | Error::UnknownKernel { .. }
+        | Error::TooMany { .. }
         | Error::Setting(_)
         | Error::TooLong { .. } => PyValueError::new_err(text),
         Error::Temporary(error) => match error.raw_os_error() {

@@ -1,0 +1,219 @@
+"""`clair-apo convert`: the pairs of any table in the shape that somebody else reads."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from clair_apo import files
+from clair_apo.clean.rows import Progress, RowReader, RowWriter, Spec, check_paths
+from clair_apo.clean.summary import reasons
+from clair_apo.errors import ClairError, UsageError
+from clair_apo.files import BadRow, Row
+from clair_apo.shape_rows import Layout, Unreadable, answers_of, layout_of, optional_value, prompt_messages
+from clair_apo.shapes import Skipped
+from clair_apo.tables import MESSAGES, TableWriter
+from clair_apo.terminal import one_line
+
+BATCH_ROWS = 256
+
+
+@dataclass(frozen=True, slots=True)
+class _Pair:
+    prompt: list[dict[str, str]]
+    chosen: str
+    rejected: str
+    rationale: str | None
+
+
+def _answer(text: str) -> list[dict[str, str]]:
+    return [{"role": "assistant", "content": text}]
+
+
+def _flat(messages: list[dict[str, str]]) -> str:
+    """A prompt as text: of several messages, each with its role."""
+    if len(messages) == 1:
+        return messages[0]["content"]
+    return "\n\n".join(f"{m['role']}: {m['content']}" for m in messages)
+
+
+def _trl(pair: _Pair) -> list[Row]:
+    answers = {"chosen": _answer(pair.chosen), "rejected": _answer(pair.rejected)}
+    return [{"prompt": pair.prompt, **answers}]
+
+
+def _trl_text(pair: _Pair) -> list[Row]:
+    return [{"prompt": _flat(pair.prompt), "chosen": pair.chosen, "rejected": pair.rejected}]
+
+
+def _clair32k(pair: _Pair) -> list[Row]:
+    whole = {
+        "chosen": pair.prompt + _answer(pair.chosen),
+        "rejected": pair.prompt + _answer(pair.rejected),
+    }
+    return [{"prompt": pair.prompt[-1]["content"], **whole, "rational": pair.rationale}]
+
+
+def _unpaired(pair: _Pair) -> list[Row]:
+    return [
+        {"prompt": pair.prompt, "completion": _answer(text), "label": label}
+        for text, label in ((pair.chosen, True), (pair.rejected, False))
+    ]
+
+
+_TEXT = pa.string()
+_SHAPES: dict[str, tuple[pa.Schema, Callable[[_Pair], list[Row]]]] = {
+    "trl": (pa.schema([("prompt", MESSAGES), ("chosen", MESSAGES), ("rejected", MESSAGES)]), _trl),
+    "trl-text": (pa.schema([("prompt", _TEXT), ("chosen", _TEXT), ("rejected", _TEXT)]), _trl_text),
+    "clair32k": (
+        pa.schema([("prompt", _TEXT), ("chosen", MESSAGES), ("rejected", MESSAGES), ("rational", _TEXT)]),
+        _clair32k,
+    ),
+    "unpaired": (
+        pa.schema([("prompt", MESSAGES), ("completion", MESSAGES), ("label", pa.bool_())]),
+        _unpaired,
+    ),
+}
+FORMATS = (*_SHAPES, "jsonl")
+
+
+def convert(
+    file: Spec, to: str, output: Spec | None = None, on_progress: Progress | None = None
+) -> dict[str, Any]:
+    """Writes the pairs of `file` in the shape `to` (one of `FORMATS`) into `output`; without one, into a
+    file beside the input named after it. `jsonl` writes every row as it is.
+
+    Returns: what `clair-apo convert --json` prints. `rows_in` = `pairs` + `skipped` (`skipped_reasons`
+    says why); `rows_out` is twice `pairs` for `unpaired`. For `jsonl`, `pairs` is null and
+    `rows_in` = `rows_out` + `skipped`.
+
+    Raises ClairError where the input cannot be read or holds no pairs, UsageError for an unknown shape.
+    """
+    if to not in FORMATS:
+        raise UsageError(f"--to {one_line(str(to))}: not one of {', '.join(FORMATS)}")
+    path = _default_output(file, to) if output is None else Path(output)
+    check_paths(file, path)
+    if to == "jsonl" and files.suffix(path) == ".parquet":
+        raise UsageError(f"{one_line(str(path))}: --to jsonl writes .jsonl, .jsonl.gz or .jsonl.zst")
+    rows_in, rows_out, pairs, skipped = (_lines if to == "jsonl" else _pairs)(file, to, path, on_progress)
+    return {
+        "file": str(file),
+        "output": str(path),
+        "to": to,
+        "rows_in": rows_in,
+        "rows_out": rows_out,
+        "pairs": pairs,
+        "skipped": sum(s.rows for s in skipped.values()),
+        "skipped_reasons": reasons(skipped),
+    }
+
+
+def _default_output(file: Spec, to: str) -> Path:
+    source = Path(os.fspath(file))
+    if not source.exists():
+        files.expand(file)  # a missing file is told as such
+        raise UsageError("--output is needed where the input is a pattern of files")
+    source = source.absolute() if source.name in ("", "..") else source
+    name = source.name if source.is_dir() else source.name[: -len(files.suffix(source)) or None]
+    return source.with_name(name + (".jsonl" if to == "jsonl" else f".{to}.parquet"))
+
+
+_Counts = tuple[int, int, int | None, dict[str, Skipped]]
+
+
+def _lines(file: Spec, to: str, output: Path, on_progress: Progress | None) -> _Counts:
+    reader = RowReader(file)
+    with RowWriter(output, reader) as writer:
+        for rows in reader:
+            writer.write(rows)
+            if on_progress is not None:
+                on_progress(str(file), reader.rows_read, reader.total_rows)
+    bad = reader.unreadable
+    return reader.rows_read, writer.rows, None, {"unreadable": bad} if bad else {}
+
+
+def _pairs(file: Spec, to: str, output: Path, on_progress: Progress | None) -> _Counts:
+    schema, shaped = _SHAPES[to]
+    source = _Source(file)
+    total = source.total_rows
+    pairs = 0
+    pending: list[Row] = []
+    size = 0
+    with TableWriter(output, schema) as writer:
+        for pair in source:
+            pairs += 1
+            pending += shaped(pair)
+            size += sum(len(m["content"]) for m in pair.prompt) + len(pair.chosen) + len(pair.rejected)
+            if len(pending) >= BATCH_ROWS or size >= files.BATCH_BYTES:
+                writer.write(pending)
+                pending, size = [], 0
+                if on_progress is not None:
+                    on_progress(str(file), source.rows_read, total)
+        writer.write(pending)
+    return source.rows_read, writer.rows, pairs, source.skipped
+
+
+class _Source:
+    """The pairs of a spec with their prompts as messages, one by one, in the order of the rows."""
+
+    def __init__(self, spec: Spec) -> None:
+        self.rows_read = 0
+        self.skipped: dict[str, Skipped] = {}
+        self._paths = files.expand(spec)
+        for path in self._paths:
+            names = columns.names if (columns := files.columns_of(path)) is not None else None
+            if names is not None and layout_of(names) is None:
+                raise _no_pairs(path, names)
+
+    @property
+    def total_rows(self) -> int | None:
+        counts = [files.count_rows(path) for path in self._paths]
+        known = [n for n in counts if n is not None]
+        return sum(known) if len(known) == len(counts) else None
+
+    def __iter__(self) -> Iterator[_Pair]:
+        for path in self._paths:
+            recognised = False
+            first_names: list[str] | None = None
+            schema = files.columns_of(path)
+            layout = layout_of(schema.names) if schema is not None else None
+            needed = layout.needed(["prompt", "rationale"]) if layout is not None else None
+            for row in files.read_rows(path, needed):
+                try:
+                    if isinstance(row, BadRow):
+                        raise Unreadable("unreadable", row.reason)
+                    if schema is None:
+                        layout = layout_of(list(row), json_cells=files.suffix(path) == ".csv")
+                    if layout is None:
+                        first_names = first_names or list(row)
+                        raise Unreadable("missing_column", f"has the columns {', '.join(row) or 'none'}")
+                    recognised = True
+                    yield _pair(row, layout)
+                except Unreadable as error:
+                    self._skip(error, path)
+                self.rows_read += 1
+            if first_names is not None and not recognised:
+                raise _no_pairs(path, first_names)
+
+    def _skip(self, error: Unreadable, path: Path) -> None:
+        where = f"{path.name}: " if len(self._paths) > 1 else ""
+        first = Skipped(0, self.rows_read, one_line(f"{where}{error}", 300))
+        self.skipped.setdefault(error.reason, first).rows += 1
+
+
+def _pair(row: Row, layout: Layout) -> _Pair:
+    chosen, rejected = answers_of(row, layout)
+    messages = prompt_messages(row, layout)
+    if not messages:
+        raise Unreadable("no_prompt", "the row has no prompt")
+    return _Pair(messages, chosen, rejected, optional_value("rationale", row, layout))
+
+
+def _no_pairs(path: Path, names: list[str]) -> ClairError:
+    shown = ", ".join(one_line(name, 40) for name in names[:20]) or "none"
+    return ClairError(f"{one_line(str(path))}: holds no preference pairs. Its columns are: {shown}.")

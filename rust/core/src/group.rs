@@ -1,0 +1,472 @@
+//! One table for as many pairs as a vector has lanes: its buffers, and the strips that run over them.
+
+use crate::Result;
+use crate::batch::Symbols;
+use crate::cpu::Kernel;
+use crate::kernel::Vertical;
+use crate::lanes::Lanes;
+use crate::stop::Stop;
+
+/// Rows that one word of a lane holds.
+pub const WORD: usize = 64;
+/// Words of one strip: their state fits the registers.
+const STRIP_WORDS: usize = 4;
+const STRIP: usize = WORD * STRIP_WORDS;
+
+/// A column's word: the number of its symbol, and above it the step in the row that was run last.
+const UP: u64 = 1 << 62;
+
+/// Bits of a symbol's number that strips are made for.
+const WIDTHS: [usize; 6] = [5, 6, 7, 8, 10, 12];
+/// Numbers below this fit.
+pub const MAX_KINDS: usize = 1 << WIDTHS[WIDTHS.len() - 1];
+
+/// Words in the alignment of the widest vector.
+#[derive(Debug, Default)]
+struct Words(Vec<Line>);
+
+#[derive(Debug, Clone, Copy)]
+#[repr(C, align(64))]
+struct Line([u64; 8]);
+
+impl Words {
+    /// At least `words` words; what is new is zero.
+    fn reserve(&mut self, words: usize) {
+        let lines = words.div_ceil(8);
+        if self.0.len() < lines {
+            self.0.resize(lines, Line([0; 8]));
+        }
+    }
+
+    fn as_slice(&self) -> &[u64] {
+        // SAFETY: a line is eight words without padding, and the lines lie one after the other.
+        unsafe { std::slice::from_raw_parts(self.0.as_ptr().cast(), self.0.len() * 8) }
+    }
+
+    fn as_mut_slice(&mut self) -> &mut [u64] {
+        // SAFETY: as above, and the borrow is exclusive.
+        unsafe { std::slice::from_raw_parts_mut(self.0.as_mut_ptr().cast(), self.0.len() * 8) }
+    }
+}
+
+/// A group of pairs and the buffers for it, which are used again from group to group.
+#[derive(Debug, Default)]
+pub struct Group {
+    lanes: usize,
+    rows: usize,
+    cols: usize,
+    /// Where in `WIDTHS` the width of the numbers stands.
+    width: usize,
+    /// Length of the common prefix that each lane was given, and its last column.
+    prefixes: Vec<usize>,
+    ends: Vec<usize>,
+    /// The rows' numbers, lane by lane: low bytes and high ones.
+    low: Vec<u8>,
+    high: Vec<u8>,
+    columns: Words,
+    planes: Words,
+    record: Words,
+    strips: Vec<Strip>,
+    pub values: Vec<i64>,
+}
+
+/// Rows and columns of one strip, and where its record starts.
+#[derive(Debug)]
+struct Strip {
+    first: usize,
+    last: usize,
+    words: usize,
+    offset: usize,
+}
+
+/// Rows, columns and lanes of the table that holds `pairs` of (rows, columns).
+pub fn shape(pairs: impl Iterator<Item = (usize, usize)> + Clone) -> (usize, usize) {
+    let longest = pairs.clone().map(|(rows, _)| rows).max().unwrap_or(0);
+    let rows = longest.next_multiple_of(WORD);
+    let cols = pairs.map(|(m, n)| n + rows - m).max().unwrap_or(0);
+    (rows, cols)
+}
+
+impl Group {
+    /// Takes the pairs (rows, columns) into the lanes of `kernel`; `kinds` is above all numbers.
+    pub fn load(&mut self, kernel: Kernel, pairs: &[(Symbols, Symbols)], kinds: usize) {
+        let lengths = pairs.iter().map(|(a, b)| (a.len(), b.len()));
+        (self.rows, self.cols) = shape(lengths);
+        self.lanes = lanes(kernel);
+        self.width = WIDTHS
+            .iter()
+            .position(|&bits| kinds <= 1 << bits)
+            .unwrap_or(WIDTHS.len() - 1);
+        let (lanes, rows, cols) = (self.lanes, self.rows, self.cols);
+        self.prefixes.clear();
+        self.ends.clear();
+        self.low.clear();
+        self.low.resize(lanes * rows, 0);
+        self.high.clear();
+        if self.is_wide() {
+            self.high.resize(lanes * rows, 0);
+        }
+        self.columns.reserve(lanes * cols);
+        let columns = &mut self.columns.as_mut_slice()[..lanes * cols];
+        columns.fill(UP);
+        for (lane, (a, b)) in pairs.iter().enumerate() {
+            let prefix = rows - a.len();
+            let into = lane * rows + prefix..(lane + 1) * rows;
+            match a {
+                Symbols::Bytes(bytes, numbers) => {
+                    for (place, &byte) in self.low[into].iter_mut().zip(*bytes) {
+                        *place = numbers[usize::from(byte)];
+                    }
+                }
+                Symbols::Numbers(numbers) => {
+                    for (place, number) in self.low[into.clone()].iter_mut().zip(*numbers) {
+                        *place = *number as u8;
+                    }
+                    if !self.high.is_empty() {
+                        for (place, number) in self.high[into].iter_mut().zip(*numbers) {
+                            *place = (number >> 8) as u8;
+                        }
+                    }
+                }
+            }
+            let places = columns[prefix * lanes..]
+                .chunks_exact_mut(lanes)
+                .map(|column| &mut column[lane]);
+            match b {
+                Symbols::Bytes(bytes, numbers) => {
+                    for (place, &byte) in places.zip(*bytes) {
+                        *place = UP | u64::from(numbers[usize::from(byte)]);
+                    }
+                }
+                Symbols::Numbers(numbers) => {
+                    for (place, number) in places.zip(*numbers) {
+                        *place = UP | u64::from(*number);
+                    }
+                }
+            }
+            self.prefixes.push(prefix);
+            self.ends.push(prefix + b.len());
+        }
+    }
+
+    fn bits(&self) -> usize {
+        WIDTHS[self.width]
+    }
+
+    fn is_wide(&self) -> bool {
+        self.bits() > 8
+    }
+
+    /// Words that the record of a whole table of this shape takes.
+    pub fn record_words(rows: usize, cols: usize, lanes: usize) -> usize {
+        2 * rows.div_ceil(WORD) * cols * lanes
+    }
+
+    /// Runs the whole table inside a band of `left` and `right` columns beside the main diagonal; the costs are
+    /// then in `values`. With `record` the vertical steps are kept for `vertical`.
+    pub fn run(
+        &mut self,
+        kernel: Kernel,
+        (left_reach, right_reach): (usize, usize),
+        record: bool,
+        stop: &Stop,
+    ) -> Result<()> {
+        let (rows, cols, lanes, bits) = (self.rows, self.cols, self.lanes, self.bits());
+        self.values.clear();
+        self.values.resize(lanes, 0);
+        self.strips.clear();
+        self.planes.reserve(STRIP_WORDS * bits * lanes);
+        if record {
+            self.record.reserve(Self::record_words(rows, cols, lanes));
+        }
+        let mut left = 0;
+        let mut offset = 0;
+        for top in (0..rows).step_by(STRIP) {
+            stop.check()?;
+            let bottom = (top + STRIP).min(rows);
+            let words = (bottom - top) / WORD;
+            let last = (bottom + right_reach).min(cols);
+            // The left edge is entered from above.
+            let new_left = top.saturating_sub(left_reach).min(last);
+            climb(&mut self.values, self.columns.as_slice(), left, new_left);
+            left = new_left;
+            for value in &mut self.values {
+                *value += (bottom - top) as i64;
+            }
+            self.take_planes(kernel, top, words);
+            let strip = pick(kernel, words, self.width, record);
+            let columns = &mut self.columns.as_mut_slice()[left * lanes..last * lanes];
+            let planes = &self.planes.as_slice()[..words * bits * lanes];
+            let kept = if record {
+                let end = offset + 2 * words * lanes * (last - left);
+                &mut self.record.as_mut_slice()[offset..end]
+            } else {
+                &mut []
+            };
+            let next = offset + kept.len();
+            // SAFETY: `kernel` is one that this machine has; the slices hold `last - left` columns, `words`
+            // times `bits` planes and, where asked for, two times `words` vectors for each column, and all
+            // of them start at multiples of a vector in aligned memory.
+            unsafe {
+                strip(
+                    planes.as_ptr(),
+                    columns.as_mut_ptr(),
+                    last - left,
+                    kept.as_mut_ptr(),
+                );
+            }
+            self.strips.push(Strip {
+                first: left + 1,
+                last,
+                words,
+                offset,
+            });
+            offset = next;
+        }
+        // All lanes up to the first end, then each by itself.
+        let columns = self.columns.as_slice();
+        let first_end = self.ends.iter().copied().min().unwrap_or(left).max(left);
+        climb(&mut self.values, columns, left, first_end);
+        for (lane, &end) in self.ends.iter().enumerate() {
+            for column in first_end..end {
+                self.values[lane] += step(columns[column * lanes + lane]);
+            }
+        }
+        Ok(())
+    }
+
+    /// The planes of the rows after `top`: for each word and each bit of a number, that bit in all lanes.
+    fn take_planes(&mut self, kernel: Kernel, top: usize, words: usize) {
+        let (lanes, bits, rows) = (self.lanes, self.bits(), self.rows);
+        let planes = self.planes.as_mut_slice();
+        let planes_of = planes_of(kernel);
+        for lane in 0..lanes {
+            for word in 0..words {
+                let from = lane * rows + top + word * WORD;
+                for (bytes, first) in [(&self.low, 0), (&self.high, 8)] {
+                    let Some(bytes) = bytes.get(from..).and_then(|b| b.first_chunk::<WORD>())
+                    else {
+                        continue;
+                    };
+                    let count = bits.min(first + 8) - first;
+                    // SAFETY: `kernel` is one that this machine has.
+                    let found = unsafe { planes_of(bytes, count) };
+                    for (bit, plane) in found.into_iter().enumerate().take(count) {
+                        planes[(word * bits + first + bit) * lanes + lane] = plane;
+                    }
+                }
+            }
+        }
+    }
+
+    /// The step that leads down to row `row` (from 1) of a lane's own table in its column `col` (from 0).
+    #[inline]
+    pub fn vertical(&self, lane: usize, row: usize, col: usize) -> Vertical {
+        let prefix = self.prefixes[lane];
+        let (row, col) = (row + prefix - 1, col + prefix);
+        let strip = &self.strips[row / STRIP];
+        if col < strip.first {
+            return Vertical::Up;
+        }
+        if col > strip.last {
+            return Vertical::Outside;
+        }
+        let (word, bit) = (row % STRIP / WORD, row % WORD);
+        let vector = (col - strip.first) * 2 * strip.words + word;
+        let at = strip.offset + vector * self.lanes + lane;
+        let record = self.record.as_slice();
+        let is_set = |word: u64| word >> bit & 1 == 1;
+        if is_set(record[at]) {
+            Vertical::Up
+        } else if is_set(record[at + strip.words * self.lanes]) {
+            Vertical::Down
+        } else {
+            Vertical::Same
+        }
+    }
+}
+
+/// The step of -1, 0 or +1 that a column's word holds.
+fn step(column: u64) -> i64 {
+    (column >> 62 & 1) as i64 - (column >> 63) as i64
+}
+
+fn climb(values: &mut [i64], columns: &[u64], from: usize, to: usize) {
+    let lanes = values.len();
+    for column in columns[from * lanes..to * lanes].chunks_exact(lanes) {
+        for (value, &column) in values.iter_mut().zip(column) {
+            *value += step(column);
+        }
+    }
+}
+
+/// Planes, columns, their number, record.
+type RunStrip = unsafe fn(*const u64, *mut u64, usize, *mut u64);
+type PlanesOf = unsafe fn(&[u8; 64], usize) -> [u64; 8];
+
+/// All columns of one strip of `WORDS` words, whose symbols have `BITS` bits.
+///
+/// # Safety
+/// As for `Lanes`; the pointers lead to as many vectors as `Group::run` says.
+#[inline(always)]
+unsafe fn strip<L: Lanes, const WORDS: usize, const BITS: usize, const RECORD: bool>(
+    planes: *const u64,
+    columns: *mut u64,
+    count: usize,
+    mut record: *mut u64,
+) {
+    // SAFETY: the caller vouches for instructions and pointers; every offset below stays inside of them.
+    unsafe {
+        let mut up = [L::splat(u64::MAX); WORDS];
+        let mut down = [L::splat(0); WORDS];
+        for index in 0..count {
+            let place = columns.add(index * L::WIDTH);
+            let column = L::load(place);
+            let low = column.spread::<0>();
+            let high = column.spread::<1>();
+            let mut masks = [low; BITS];
+            for (bit, mask) in masks.iter_mut().enumerate() {
+                *mask = if bit < 8 {
+                    L::mask::<0>(low, bit)
+                } else {
+                    L::mask::<1>(high, bit - 8)
+                };
+            }
+            let mut above_up = column.shift_left();
+            let mut above_down = column;
+            for word in 0..WORDS {
+                let plane = planes.add(word * BITS * L::WIDTH);
+                let mut equal = L::load(plane).same(masks[0]);
+                for (bit, mask) in masks.iter().enumerate().skip(1) {
+                    equal = equal.and_same(L::load(plane.add(bit * L::WIDTH)), *mask);
+                }
+                let (pv, mv) = (up[word], down[word]);
+                let free = equal.or(mv);
+                let equal = equal.or(above_down.top_bit());
+                let diagonal = equal.and(pv).add(pv).xor_or(pv, equal);
+                let ph = mv.or_nor(diagonal, pv);
+                let mh = pv.and(diagonal);
+                let shifted_up = ph.shift_in(above_up);
+                let shifted_down = mh.shift_in(above_down);
+                up[word] = shifted_down.or_nor(free, shifted_up);
+                down[word] = shifted_up.and(free);
+                (above_up, above_down) = (ph, mh);
+            }
+            column.with_steps(above_up, above_down).store(place);
+            if RECORD {
+                for word in 0..WORDS {
+                    up[word].store(record.add(word * L::WIDTH));
+                    down[word].store(record.add((WORDS + word) * L::WIDTH));
+                }
+                record = record.add(2 * WORDS * L::WIDTH);
+            }
+        }
+    }
+}
+
+/// The functions of one kernel: `strip` and `planes`, compiled for its instructions.
+macro_rules! compiled {
+    ($module:ident, $lanes:ty, $features:literal) => {
+        mod $module {
+            use super::*;
+
+            #[target_feature(enable = $features)]
+            pub unsafe fn run<const WORDS: usize, const BITS: usize, const RECORD: bool>(
+                planes: *const u64,
+                columns: *mut u64,
+                count: usize,
+                record: *mut u64,
+            ) {
+                // SAFETY: the caller's promise, handed on.
+                unsafe { strip::<$lanes, WORDS, BITS, RECORD>(planes, columns, count, record) }
+            }
+
+            #[target_feature(enable = $features)]
+            pub unsafe fn planes(bytes: &[u8; 64], bits: usize) -> [u64; 8] {
+                // SAFETY: the caller's promise, handed on.
+                unsafe { <$lanes>::planes(bytes, bits) }
+            }
+
+            pub fn pick(words: usize, width: usize, record: bool) -> RunStrip {
+                match (words, record) {
+                    (1, false) => by_width!(width, 1, false),
+                    (2, false) => by_width!(width, 2, false),
+                    (3, false) => by_width!(width, 3, false),
+                    (_, false) => by_width!(width, 4, false),
+                    (1, true) => by_width!(width, 1, true),
+                    (2, true) => by_width!(width, 2, true),
+                    (3, true) => by_width!(width, 3, true),
+                    (_, true) => by_width!(width, 4, true),
+                }
+            }
+        }
+    };
+}
+
+macro_rules! by_width {
+    ($width:expr, $words:literal, $record:literal) => {
+        match $width {
+            0 => run::<$words, { WIDTHS[0] }, $record>,
+            1 => run::<$words, { WIDTHS[1] }, $record>,
+            2 => run::<$words, { WIDTHS[2] }, $record>,
+            3 => run::<$words, { WIDTHS[3] }, $record>,
+            4 => run::<$words, { WIDTHS[4] }, $record>,
+            _ => run::<$words, { WIDTHS[5] }, $record>,
+        }
+    };
+}
+
+#[cfg(target_arch = "x86_64")]
+compiled!(
+    avx512vbmi2,
+    crate::lanes::avx512::Avx512<true>,
+    "avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi,avx512vbmi2,gfni"
+);
+#[cfg(target_arch = "x86_64")]
+compiled!(
+    avx512,
+    crate::lanes::avx512::Avx512<false>,
+    "avx512f,avx512bw,avx512dq,avx512vl"
+);
+#[cfg(target_arch = "x86_64")]
+compiled!(avx2, crate::lanes::avx2::Avx2, "avx2,bmi1,bmi2,popcnt");
+#[cfg(target_arch = "aarch64")]
+compiled!(neon, crate::lanes::neon::Neon, "neon");
+
+/// Lanes of a kernel's vector; 1 for the portable one, which does one pair at a time.
+pub fn lanes(kernel: Kernel) -> usize {
+    match kernel {
+        Kernel::Avx512Vbmi2 | Kernel::Avx512 => 8,
+        Kernel::Avx2 => 4,
+        Kernel::Neon => 2,
+        Kernel::Portable => 1,
+    }
+}
+
+fn pick(kernel: Kernel, words: usize, width: usize, record: bool) -> RunStrip {
+    match kernel {
+        #[cfg(target_arch = "x86_64")]
+        Kernel::Avx512Vbmi2 => avx512vbmi2::pick(words, width, record),
+        #[cfg(target_arch = "x86_64")]
+        Kernel::Avx512 => avx512::pick(words, width, record),
+        #[cfg(target_arch = "x86_64")]
+        Kernel::Avx2 => avx2::pick(words, width, record),
+        #[cfg(target_arch = "aarch64")]
+        Kernel::Neon => neon::pick(words, width, record),
+        _ => unreachable!("no lanes on this machine"),
+    }
+}
+
+fn planes_of(kernel: Kernel) -> PlanesOf {
+    match kernel {
+        #[cfg(target_arch = "x86_64")]
+        Kernel::Avx512Vbmi2 => avx512vbmi2::planes,
+        #[cfg(target_arch = "x86_64")]
+        Kernel::Avx512 => avx512::planes,
+        #[cfg(target_arch = "x86_64")]
+        Kernel::Avx2 => avx2::planes,
+        #[cfg(target_arch = "aarch64")]
+        Kernel::Neon => neon::planes,
+        _ => unreachable!("no lanes on this machine"),
+    }
+}
