@@ -8,8 +8,8 @@ through a third one that goes itself.
 
 Candidates come from MinHash in bands (`bands` in the summary), which find a pair at the threshold with the
 probability `recall`, at least 0.99, and nearer pairs with a higher one. Each candidate is verified on the
-sets themselves, so no row goes that is not near. Where more than some eight thousand different texts
-resemble each other, a text is compared with a bounded number of others (256, and 2**26 over all); rows
+sets themselves, so no row goes that is not near. Where more than some four thousand different texts
+resemble each other, a text is compared with a bounded number of others (256, and 2**24 over all); rows
 that stay although not all their candidates were looked at are counted as `undecided`.
 
 Memory: about 50 bytes a row with `keep="first"`, 80 with the others, some 10 more for each band that a

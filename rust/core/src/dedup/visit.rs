@@ -3,7 +3,7 @@
 //! A group's candidates are those that stayed before it and share a bucket with it. Buckets with few of
 //! them come first: a text that many others resemble a little shares full buckets with all of these, and
 //! sparse ones only with its true copies. How many candidates are looked at is bounded, so that a million
-//! texts of one template take time in proportion; the bound cannot be met below some eight thousand
+//! texts of one template take time in proportion; the bound cannot be met below some four thousand
 //! different texts, and what it leaves undecided is counted.
 
 use hashbrown::HashMap;
@@ -18,7 +18,7 @@ use crate::stop::Stop;
 
 /// Candidates of a text that are looked at in any case, and what all texts together may have beyond.
 const CANDIDATES: usize = 256;
-const CANDIDATES_TOGETHER: usize = 1 << 26;
+const CANDIDATES_TOGETHER: usize = 1 << 24;
 /// Entries of buckets that are looked at for each candidate that is allowed.
 const ENTRIES: usize = 8;
 
