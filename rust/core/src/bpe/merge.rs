@@ -50,11 +50,61 @@ pub fn count(
     scratch: &mut Scratch,
     stop: &Stop,
 ) -> Result<usize> {
-    if piece.len() > SCANNED {
-        return count_in_windows(vocabulary, piece, scratch, stop);
+    match piece.len() {
+        ..=16 => Ok(count_in_lanes::<16>(vocabulary, piece)),
+        17..=32 => Ok(count_in_lanes::<32>(vocabulary, piece)),
+        33..=64 => Ok(count_in_lanes::<64>(vocabulary, piece)),
+        65..=SCANNED => {
+            encode(vocabulary, piece, scratch);
+            Ok(scratch.parts.len())
+        }
+        _ => count_in_windows(vocabulary, piece, scratch, stop),
     }
-    encode(vocabulary, piece, scratch);
-    Ok(scratch.parts.len())
+}
+
+/// The number of tokens of up to `LANES` bytes, at most 64. Parts stay where they begin, so that the first
+/// of the lowest merges is the least of a fixed number of values.
+fn count_in_lanes<const LANES: usize>(vocabulary: &Vocabulary, piece: &[u8]) -> usize {
+    const PLACES: u32 = 64;
+    let value = |token: u32, place: usize| match token {
+        NONE => NONE,
+        _ => token * PLACES + place as u32,
+    };
+    let mut parts = [0; LANES];
+    // The token that each part makes with the next one, and its place.
+    let mut makes = [NONE; LANES];
+    for (place, &byte) in piece.iter().enumerate() {
+        parts[place] = u32::from(byte);
+    }
+    for (place, pair) in piece.windows(2).enumerate() {
+        makes[place] = value(vocabulary.merged_bytes(pair[0], pair[1]), place);
+    }
+    // A bit for each place where a part begins.
+    let mut begins = u64::MAX
+        .checked_shr(PLACES - piece.len() as u32)
+        .unwrap_or(0);
+    loop {
+        let first = makes.iter().fold(NONE, |least, &value| least.min(value));
+        if first == NONE {
+            return begins.count_ones() as usize;
+        }
+        let (token, place) = (first / PLACES, (first % PLACES) as usize);
+        let after = |place: usize| (begins & (u64::MAX << place << 1)).trailing_zeros() as usize;
+        let gone = after(place);
+        let next = after(gone);
+        begins &= !(1 << gone);
+        parts[place] = token;
+        makes[gone] = NONE;
+        makes[place] = match parts.get(next) {
+            Some(&right) => value(vocabulary.merged(token, right), place),
+            None => NONE,
+        };
+        let before = begins & ((1 << place) - 1);
+        if before != 0 {
+            let left = before.ilog2() as usize;
+            makes[left] = value(vocabulary.merged(parts[left], token), left);
+        }
+    }
 }
 
 /// As `count`, where some bytes have no token.
@@ -281,6 +331,12 @@ mod tests {
         let mut scratch = Scratch::new();
         let count = count_in_windows(vocabulary, bytes, &mut scratch, &Stop::new()).unwrap();
         assert_eq!(count, scanned.len());
+        for length in [1, 2, 15, 16, 31, 32, 63, 64] {
+            let start = &bytes[..length.min(bytes.len())];
+            let scanned = parts(scan, vocabulary, start);
+            let count = super::count(vocabulary, start, &mut scratch, &Stop::new()).unwrap();
+            assert_eq!(count, scanned.len());
+        }
     }
 
     proptest! {

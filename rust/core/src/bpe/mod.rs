@@ -170,7 +170,7 @@ impl Tokenizer {
     }
 
     /// The number of tokens of `text[start..end]`, which is not empty.
-    #[inline]
+    #[inline(always)]
     fn count_piece(
         &self,
         text: &[u8],
