@@ -120,6 +120,9 @@ class Tally:
     def add(self, rejected: Any, chosen: Any) -> None:
         """Measures a column of pairs and adds them; a pair with a null is left out."""
 
+    def add_texts(self, rejected: list[str], chosen: list[str]) -> None:
+        """As `add`, for texts that are Python's."""
+
     @property
     def pairs(self) -> int: ...
     @property

@@ -13,8 +13,10 @@ is an answer like any other (and so is an empty CSV cell); a null is not.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from array import array
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -200,10 +202,10 @@ class PairReader:
 
     def batches(self, path: Path) -> Iterator[PairBatch]:
         """The pairs of one of `paths`."""
-        read = self._parquet if suffix(path) == ".parquet" else self._text_file
-        for batch in read(path):
-            if len(batch):
-                yield batch
+        if suffix(path) == ".parquet":
+            yield from (batch for batch in self._parquet(path) if len(batch))
+        else:
+            yield from (pending.batch() for pending in self.text_rows(path) if pending.rows)
 
     def tallied(self, path: Path, tally: Tally) -> Iterator[PairBatch | None] | None:
         """Adds the pairs of one of `paths` to `tally` as they are decoded, which takes no Python objects;
@@ -289,11 +291,11 @@ class PairReader:
                     patches[i] = answers_of(row, layout)
                 except Unreadable as error:
                     self._skip(start + i, error.reason, str(error), path)
-            mask = pa.array([i in patches for i in range(batch.num_rows)], pa.bool_())
+            mask = pc.not_equal(_integers(i in patches for i in range(batch.num_rows)), 0)
             chosen = _patched(chosen, mask, [c for c, _ in patches.values()])
             rejected = _patched(rejected, mask, [r for _, r in patches.values()])
             ok = pc.or_(ok, mask)
-        numbers = pa.array(range(start, start + batch.num_rows), pa.int64())
+        numbers = _integers(range(start, start + batch.num_rows))
         if not slow:
             return PairBatch(numbers, rejected, chosen, columns)
         kept = {name: column.filter(ok) for name, column in columns.items()}
@@ -301,9 +303,10 @@ class PairReader:
 
     # JSON Lines and CSV: row by row.
 
-    def _text_file(self, path: Path) -> Iterator[PairBatch]:
+    def text_rows(self, path: Path) -> Iterator[Pending]:
+        """The pairs of one of `paths` that is no Parquet file, as they come: Python objects, no pyarrow."""
         layouts: dict[tuple[str, ...], Layout | None] = {}
-        pending = _Pending(self.columns)
+        pending = Pending(self.columns)
         recognised, without = False, 0
         first_names: list[str] = []
         for item in read_rows(path):
@@ -334,11 +337,11 @@ class PairReader:
                 continue
             pending.add(row_number, chosen, rejected, item, layout)
             if pending.full:
-                yield pending.batch()
-                pending = _Pending(self.columns)
+                yield pending
+                pending = Pending(self.columns)
         if without and not recognised:
             raise _no_pairs(path, first_names)
-        yield pending.batch()
+        yield pending
 
 
 def pair_at(spec: str | os.PathLike[str], row: int, columns: Sequence[str] = ()) -> Pair:
@@ -379,8 +382,8 @@ def pair_with_id(spec: str | os.PathLike[str], wanted: str, columns: Sequence[st
     raise ClairError(f"{one_line(str(spec))}: no pair has the id {one_line(wanted, 60)}; {hint}")
 
 
-class _Pending:
-    """Pairs of a text file that wait to become a batch."""
+class Pending:
+    """Pairs of a text file, before they become a batch; `columns` holds each optional one's values."""
 
     def __init__(self, wanted: Sequence[str]) -> None:
         self.rows: list[int] = []
@@ -404,9 +407,9 @@ class _Pending:
     def batch(self) -> PairBatch:
         columns = {name: pa.array(values, optional_type(name)) for name, values in self.columns.items()}
         return PairBatch(
-            pa.array(self.rows, pa.int64()),
-            pa.array(self.rejected, pa.large_string()),
-            pa.array(self.chosen, pa.large_string()),
+            _integers(self.rows),
+            _strings(self.rejected),
+            _strings(self.chosen),
             columns,
         )
 
@@ -426,33 +429,33 @@ def _projection(path: Path, layout: Layout, wanted: Sequence[str]) -> list[str]:
     return leaves if any(leaf.startswith(layout.chosen) for leaf in leaves) else leaves + annotations
 
 
-def _texts(array: Any, transcript: bool) -> Any | None:
+def _texts(column: Any, transcript: bool) -> Any | None:
     """The answers of a column as text, null where a row needs a closer look; None where all do."""
     try:
-        if pa.types.is_dictionary(array.type):
-            array = array.dictionary_decode()
-        if _is_text(array.type):
-            if array.type not in (pa.string(), pa.large_string()):
-                array = array.cast(pa.large_string())
-            array.validate(full=True)
+        if pa.types.is_dictionary(column.type):
+            column = column.dictionary_decode()
+        if _is_text(column.type):
+            if column.type not in (pa.string(), pa.large_string()):
+                column = column.cast(pa.large_string())
+            column.validate(full=True)
             if transcript:
-                whole = pc.starts_with(array, HUMAN)
+                whole = pc.starts_with(column, HUMAN)
                 if pc.any(whole).as_py():
-                    array = pc.if_else(whole, pa.scalar(None, array.type), array)
-            return array
-        if not (pa.types.is_list(array.type) or pa.types.is_large_list(array.type)):
+                    column = pc.if_else(whole, pa.scalar(None, column.type), column)
+            return column
+        if not (pa.types.is_list(column.type) or pa.types.is_large_list(column.type)):
             return None
-        item = array.type.value_type
+        item = column.type.value_type
         if not pa.types.is_struct(item):
             return None
         kinds = {item.field(i).name: item.field(i).type for i in range(item.num_fields)}
         text = (pa.string(), pa.large_string())
         if kinds.get("role") not in text or kinds.get("content") not in text:
             return None
-        ends = array.offsets
-        lengths = pc.fill_null(pc.list_value_length(array), 0)
+        ends = column.offsets
+        lengths = pc.fill_null(pc.list_value_length(column), 0)
         last = pc.if_else(pc.greater(lengths, 0), pc.subtract(ends.slice(1), 1), pa.scalar(None, ends.type))
-        answer = array.values.take(last)
+        answer = column.values.take(last)
         spoken = pc.equal(pc.struct_field(answer, "role"), "assistant")
         content = pc.struct_field(answer, "content")
         content.validate(full=True)
@@ -471,8 +474,22 @@ def _is_text(kind: pa.DataType) -> bool:
     )
 
 
-def _patched(array: Any, mask: Any, texts: list[str]) -> Any:
-    return pc.replace_with_mask(array, mask, pa.array(texts, array.type))
+def _patched(column: Any, mask: Any, texts: list[str]) -> Any:
+    return pc.replace_with_mask(column, mask, _strings(texts).cast(column.type))
+
+
+# Not by `pa.array`, which imports pandas where it is installed: 45 MiB.
+
+
+def _integers(values: Iterable[int]) -> Any:
+    whole = array("q", values)
+    return pa.Array.from_buffers(pa.int64(), len(whole), [None, pa.py_buffer(whole)])
+
+
+def _strings(texts: Sequence[str]) -> Any:
+    encoded = [text.encode() for text in texts]
+    ends = pa.py_buffer(array("q", accumulate(map(len, encoded), initial=0)))
+    return pa.LargeStringArray.from_buffers(len(encoded), ends, pa.py_buffer(b"".join(encoded)))
 
 
 def _pylist(batch: Any) -> list[Row]:

@@ -197,7 +197,9 @@ def test_types_without_a_filter_of_their_own(tmp_path: Path) -> None:
     table = pq.read_table(tmp_path / "in.parquet")
     copy_rows(tmp_path / "in.parquet", tmp_path / "out.parquet", thirds)
     found = pq.read_table(tmp_path / "out.parquet")
-    assert found.schema.equals(table.schema, check_metadata=True)
+    # Dictionaries are an encoding of the file: they come back as what they stand for.
+    plain = table.set_column(1, "kind", table["kind"].cast(pa.string()))
+    assert found.schema.equals(plain.schema, check_metadata=True)
     assert found.to_pylist() == [table.to_pylist()[i] for i in (0, 3)]
 
 

@@ -13,11 +13,13 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
+from pathlib import Path as FilePath
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from clair_apo._core import MEASURES, Distribution, Tally
+from clair_apo.files import suffix
 from clair_apo.lazy import Lazy
-from clair_apo.shapes import PairReader, read_pairs
+from clair_apo.shapes import PairReader, Pending, read_pairs
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -63,13 +65,33 @@ class _Summary:
         name, total = str(self.reader.spec), self.reader.total_rows
         self.reader.restart()
         for path in self.reader.paths:
-            quick = self.reader.tallied(path, self.tally)
-            for batch in _ahead(self.reader.batches(path)) if quick is None else quick:
-                if batch is not None:
-                    self._add(batch)
+            for _ in self._file(path):
                 if on_progress is not None:
                     on_progress(name, self.reader.rows_read, total)
         return self._result(name)
+
+    def _file(self, path: FilePath) -> Iterator[None]:
+        """Adds the pairs of a file; gives a None after each part."""
+        if suffix(path) != ".parquet":
+            for pending in _ahead(self.reader.text_rows(path)):
+                self._add_rows(pending)
+                yield
+            return
+        quick = self.reader.tallied(path, self.tally)
+        for batch in _ahead(self.reader.batches(path)) if quick is None else quick:
+            if batch is not None:
+                self._add(batch)
+            yield
+
+    def _add_rows(self, pending: Pending) -> None:
+        self.tally.add_texts(pending.rejected, pending.chosen)
+        self.flags.update(flag for flags in pending.columns["flags"] for flag in flags or ())
+        self.methods.update(name for name in pending.columns["method"] if name is not None)
+        for usage in pending.columns["usage"]:
+            for part in USAGE:
+                value = None if usage is None else usage[part]
+                if value is not None and abs(value) < 1 << 60:
+                    self.usage[part] = (self.usage[part] or 0) + float(value)
 
     def _add(self, batch: Any) -> None:
         self.tally.add(batch.rejected, batch.chosen)

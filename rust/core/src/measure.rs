@@ -211,3 +211,89 @@ impl Distribution {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn quantile(sorted: &[f64], q: f64) -> f64 {
+        let at = q * (sorted.len() - 1) as f64;
+        let (low, t) = (at as usize, at.fract());
+        let high = sorted[(low + 1).min(sorted.len() - 1)];
+        sorted[low] + (high - sorted[low]) * t
+    }
+
+    fn close(a: f64, b: f64) -> bool {
+        (a - b).abs() <= 1e-9 * (1.0 + a.abs().max(b.abs()))
+    }
+
+    proptest! {
+        #[test]
+        fn what_is_kept_is_exact(values in prop::collection::vec(-1e6..1e6, 1..200), q in 0.0..=1.0) {
+            let found = Past::default().with(values.clone(), false);
+            let mut sorted = values.clone();
+            sorted.sort_unstable_by(f64::total_cmp);
+            let n = values.len() as f64;
+            let mean = values.iter().sum::<f64>() / n;
+            let variance = values.iter().map(|v| (v - mean).powi(2)).sum::<f64>() / n;
+            prop_assert!(close(found.mean(), mean));
+            prop_assert!(close(found.std(), variance.sqrt()));
+            prop_assert_eq!(found.ends(), Some((sorted[0], sorted[sorted.len() - 1])));
+            prop_assert!(close(found.quantile(q).unwrap(), quantile(&sorted, q)));
+            let bound = values[0];
+            prop_assert_eq!(found.below(bound), values.iter().filter(|v| **v < bound).count() as u64);
+        }
+
+        #[test]
+        fn whole_numbers_and_others_agree(values in prop::collection::vec(any::<u32>(), 1..100), cut in any::<prop::sample::Index>()) {
+            let values: Vec<f64> = values.into_iter().map(f64::from).collect();
+            let (a, b) = values.split_at(cut.index(values.len()));
+            let mut past = Past::default();
+            past.collapse(a.to_vec(), true);
+            let (whole, all) = (past.with(b.to_vec(), true), Past::default().with(values.clone(), false));
+            prop_assert_eq!(whole.count(), values.len() as u64);
+            prop_assert!(close(whole.mean(), all.mean()));
+            prop_assert!((whole.std() - all.std()).abs() <= 1e-6 * (1.0 + all.std()));
+        }
+    }
+
+    /// A 64th of the real buffer, filled as often as it is by 128 million values.
+    #[test]
+    fn beyond_it_ranks_stay_within_a_thousandth() {
+        let (n, exact) = (2_000_000_u64, 1 << 14);
+        // A multiplicative walk through all residues of a prime: every value once, in no order.
+        let scattered = |i: u64| (i * 1_234_577) % 2_000_003;
+        for order in [
+            scattered as fn(u64) -> u64,
+            |i| i,
+            |i| 2_000_000 - i,
+            |i| i % 5,
+        ] {
+            let values: Vec<f64> = (0..n).map(|i| order(i) as f64).collect();
+            let mut past = Past::default();
+            let chunks: Vec<&[f64]> = values.chunks(exact).collect();
+            let (last, full) = chunks.split_last().unwrap();
+            full.iter()
+                .for_each(|chunk| past.collapse(chunk.to_vec(), true));
+            let found = past.with(last.to_vec(), true);
+            let mut sorted = values.clone();
+            sorted.sort_unstable_by(f64::total_cmp);
+            for q in [0.05, 0.25, 0.5, 0.75, 0.95] {
+                let value = found.quantile(q).unwrap();
+                let at = q * (n - 1) as f64;
+                let low = sorted.partition_point(|&v| v < value) as f64;
+                let high = sorted.partition_point(|&v| v <= value) as f64;
+                let off = (low - at).max(at - high).max(0.0) / n as f64;
+                let levels = (n as f64 / exact as f64).log2();
+                assert!(off <= (16.0 + 8.0 * levels) / exact as f64, "{q}: {off}");
+                assert!(off <= 0.001, "{q}: {off}");
+            }
+            assert_eq!(found.count(), n);
+            assert_eq!(found.ends(), Some((sorted[0], sorted[sorted.len() - 1])));
+            assert!(close(found.mean(), sorted.iter().sum::<f64>() / n as f64));
+            assert!(past.runs.len() < 12);
+        }
+    }
+}

@@ -1,5 +1,6 @@
 //! The Python module `clair_apo._core`: Arrow in, Arrow out, no algorithms.
 
+mod batch;
 mod bpe;
 mod dedup;
 mod input;

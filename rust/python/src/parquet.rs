@@ -10,6 +10,7 @@ use pyo3::prelude::*;
 use pyo3_arrow::export::{Arro3RecordBatch, Arro3Schema};
 use pyo3_arrow::{PyRecordBatch, PySchema};
 
+use crate::batch::Batch;
 use crate::tally::Tally;
 use crate::work::{POLL, to_python};
 
@@ -94,15 +95,14 @@ impl ParquetFile {
 #[pyclass(frozen)]
 pub struct ParquetPairs(Reading<parquet::Step>);
 
+/// Rows that were read, and those among them that are out of the ordinary.
+type PyStep = (usize, Vec<(usize, PyItem)>);
+
 #[pymethods]
 impl ParquetPairs {
     /// Adds the next pairs to `tally`. Returns how many rows that were, and those out of the ordinary, each
     /// with its place among them; none at the end.
-    fn step(
-        &self,
-        py: Python<'_>,
-        tally: &Tally,
-    ) -> PyResult<Option<(usize, Vec<(usize, PyItem)>)>> {
+    fn step(&self, py: Python<'_>, tally: &Tally) -> PyResult<Option<PyStep>> {
         let Some(step) = self.0.next(py)? else {
             return Ok(None);
         };
@@ -200,8 +200,8 @@ impl ParquetWriter {
         Ok(Self(Mutex::new(Some(writer))))
     }
 
-    fn write(&self, py: Python<'_>, batch: PyRecordBatch) -> PyResult<()> {
-        let batch = batch.into_inner();
+    fn write(&self, py: Python<'_>, batch: Batch) -> PyResult<()> {
+        let batch = batch.0;
         py.detach(|| {
             let mut writer = self.0.lock().unwrap_or_else(PoisonError::into_inner);
             let writer = writer.as_mut().ok_or_else(Self::finished)?;

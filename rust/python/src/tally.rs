@@ -1,7 +1,10 @@
 //! The sums of `stats` for Python.
 
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 
+use arrow_array::{ArrayRef, LargeStringArray};
+use arrow_schema::DataType;
+use clair_core::columns::TextColumn;
 use clair_core::measure::{self, EXACT};
 use clair_core::stop::Stop;
 use clair_core::table::score;
@@ -10,7 +13,7 @@ use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 
 use crate::input::Column;
-use crate::work::run;
+use crate::work::{run, to_python};
 
 /// Pairs summed up.
 #[pyclass(frozen)]
@@ -44,6 +47,24 @@ impl Tally {
     /// Measures pairs and adds them; a pair with a null is left out.
     fn add(&self, py: Python<'_>, rejected: Column, chosen: Column) -> PyResult<()> {
         let (rejected, chosen) = (rejected.named("rejected")?, chosen.named("chosen")?);
+        self.change(py, |tally, stop| {
+            tally.add(&score(&rejected, &chosen, stop)?);
+            Ok(())
+        })
+    }
+
+    /// As `add`, for texts of Python.
+    fn add_texts(
+        &self,
+        py: Python<'_>,
+        rejected: Vec<String>,
+        chosen: Vec<String>,
+    ) -> PyResult<()> {
+        let column = |name, texts: Vec<String>| {
+            let texts: ArrayRef = Arc::new(LargeStringArray::from(texts));
+            TextColumn::new(name, &DataType::LargeUtf8, &[texts]).map_err(to_python)
+        };
+        let (rejected, chosen) = (column("rejected", rejected)?, column("chosen", chosen)?);
         self.change(py, |tally, stop| {
             tally.add(&score(&rejected, &chosen, stop)?);
             Ok(())

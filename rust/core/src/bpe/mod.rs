@@ -13,10 +13,10 @@ use std::sync::{Arc, LazyLock};
 
 use arrow_array::types::UInt32Type;
 use arrow_array::{ArrayRef, PrimitiveArray};
-use rayon::prelude::*;
 
 use crate::columns::TextColumn;
 use crate::stop::Stop;
+use crate::work::each;
 use crate::{Error, Result};
 use added::Added;
 use cache::{Cache, SHORT};
@@ -121,22 +121,12 @@ impl Tokenizer {
 
     /// The number of tokens of each text, null for null.
     pub fn count_column(&self, texts: &TextColumn, stop: &Stop) -> Result<ArrayRef> {
-        let count = |row| {
+        let rows: Vec<usize> = (0..texts.len()).collect();
+        let counts = each(&rows, ROWS_AT_ONCE, |&row| {
             stop.check()?;
-            texts
-                .get(row)
-                .map(|text| self.count(text, stop))
-                .transpose()
-        };
-        let counts: Vec<Option<u32>> = if rayon::current_thread_index().is_none() {
-            (0..texts.len()).map(count).collect::<Result<_>>()?
-        } else {
-            (0..texts.len())
-                .into_par_iter()
-                .with_min_len(ROWS_AT_ONCE)
-                .map(count)
-                .collect::<Result<_>>()?
-        };
+            let text = texts.get(row);
+            text.map(|text| self.count(text, stop)).transpose()
+        })?;
         Ok(Arc::new(PrimitiveArray::<UInt32Type>::from(counts)))
     }
 

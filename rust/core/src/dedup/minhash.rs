@@ -5,6 +5,7 @@
 //! texts estimates the Jaccard similarity of their sets of shingles.
 
 use super::splitmix;
+use crate::cpu::Kernel;
 
 /// Multipliers that one block of minima comes from; from each come two minima.
 const LANES: usize = 16;
@@ -12,61 +13,12 @@ const BLOCK: usize = 2 * LANES;
 /// Blocks that are computed in one pass over the shingles: their minima stay in registers.
 const TOGETHER: usize = 4;
 
-/// A way to compute minima on this machine.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Path {
-    #[cfg(target_arch = "x86_64")]
-    Avx512,
-    #[cfg(target_arch = "x86_64")]
-    Avx2,
-    Portable,
-}
-
-impl Path {
-    /// The ways that this machine has, the fastest first.
-    pub fn available() -> Vec<Self> {
-        let mut paths = Vec::new();
-        #[cfg(target_arch = "x86_64")]
-        {
-            if is_x86_feature_detected!("avx512f") {
-                paths.push(Self::Avx512);
-            }
-            if is_x86_feature_detected!("avx2") {
-                paths.push(Self::Avx2);
-            }
-        }
-        paths.push(Self::Portable);
-        paths
-    }
-
-    /// The fastest one, or the one that `CLAIR_APO_KERNEL` names (`neon` is the portable one here).
-    pub fn chosen() -> Self {
-        let paths = Self::available();
-        let wanted = std::env::var("CLAIR_APO_KERNEL").unwrap_or_default();
-        let named = paths.iter().find(|path| path.name() == wanted);
-        match wanted.as_str() {
-            "portable" | "neon" => Self::Portable,
-            _ => *named.unwrap_or(&paths[0]),
-        }
-    }
-
-    pub fn name(self) -> &'static str {
-        match self {
-            #[cfg(target_arch = "x86_64")]
-            Self::Avx512 => "avx512",
-            #[cfg(target_arch = "x86_64")]
-            Self::Avx2 => "avx2",
-            Self::Portable => "portable",
-        }
-    }
-}
-
 /// The random orders of one signature.
 #[derive(Debug, Clone)]
 pub struct MinHash {
     multipliers: Vec<[u32; LANES]>,
     minima: usize,
-    path: Path,
+    kernel: Kernel,
 }
 
 impl MinHash {
@@ -80,7 +32,8 @@ impl MinHash {
                 .map(|_| std::array::from_fn(|_| lane(&mut state)))
                 .collect(),
             minima,
-            path: Path::chosen(),
+            // A wrong name in the environment is an error where columns are measured.
+            kernel: Kernel::chosen().unwrap_or(Kernel::Portable),
         }
     }
 
@@ -91,14 +44,15 @@ impl MinHash {
         out.resize(self.minima, 0);
         let (groups, _) = self.multipliers.as_chunks::<TOGETHER>();
         for (group, out) in groups.iter().zip(out.chunks_mut(BLOCK * TOGETHER)) {
-            let minima = match self.path {
-                // SAFETY: `Path::available` found the feature on this machine.
+            let minima = match self.kernel {
+                // SAFETY: a kernel is chosen only where the machine has its instructions.
                 #[cfg(target_arch = "x86_64")]
-                Path::Avx512 => unsafe { avx512(group, halves) },
+                Kernel::Avx512Vbmi2 | Kernel::Avx512 => unsafe { avx512(group, halves) },
                 // SAFETY: as above.
                 #[cfg(target_arch = "x86_64")]
-                Path::Avx2 => unsafe { avx2(group, halves) },
-                Path::Portable => lanes(group, halves),
+                Kernel::Avx2 => unsafe { avx2(group, halves) },
+                // NEON is part of every aarch64, so the compiler uses it by itself.
+                _ => lanes(group, halves),
             };
             for (out, minima) in out.chunks_mut(BLOCK).zip(&minima) {
                 out.copy_from_slice(&minima[..out.len()]);
@@ -178,9 +132,9 @@ mod tests {
         ) {
             let mut minhash = MinHash::new(minima, seed);
             let expected = plain(&minhash, &hashes);
-            for path in Path::available() {
-                minhash.path = path;
-                prop_assert_eq!(&signature(&minhash, &hashes), &expected, "{}", path.name());
+            for kernel in Kernel::available() {
+                minhash.kernel = kernel;
+                prop_assert_eq!(&signature(&minhash, &hashes), &expected, "{}", kernel.name());
             }
         }
     }

@@ -12,7 +12,7 @@ use parquet::file::metadata::{ParquetMetaData, ParquetMetaDataReader};
 use parquet::schema::types::{SchemaDescriptor, Type, TypePtr};
 
 use super::source::Source;
-use super::{file_error, io_error};
+use super::{file_error, io_error, unreadable};
 use crate::Result;
 
 pub struct ParquetFile {
@@ -35,6 +35,10 @@ impl ParquetFile {
         let descriptor = metadata.file_metadata().schema_descr();
         let (plain, schema) =
             schemas(descriptor, &metadata).map_err(|error| file_error(path, error))?;
+        // Names with a zero byte cannot be handed to anybody, and are a sign of damage.
+        if schema.fields().iter().any(zero_in) {
+            return Err(unreadable(path, "a column's name or type has a zero byte"));
+        }
         Ok(Self {
             path: path.to_path_buf(),
             source,
@@ -76,6 +80,24 @@ impl ParquetFile {
         let chosen = (0..leaves.len()).filter(|&i| named(&leaves[i]));
         ProjectionMask::leaves(&self.plain, chosen)
     }
+}
+
+fn zero_in(field: &FieldRef) -> bool {
+    let zone = match field.data_type() {
+        DataType::Timestamp(_, Some(zone)) => zone,
+        _ => "",
+    };
+    let inner: &[FieldRef] = match field.data_type() {
+        DataType::Struct(fields) => fields,
+        DataType::List(item)
+        | DataType::LargeList(item)
+        | DataType::ListView(item)
+        | DataType::LargeListView(item)
+        | DataType::FixedSizeList(item, _)
+        | DataType::Map(item, _) => std::slice::from_ref(item),
+        _ => &[],
+    };
+    field.name().contains('\0') || zone.contains('\0') || inner.iter().any(zero_in)
 }
 
 fn schemas(

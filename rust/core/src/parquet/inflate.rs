@@ -45,16 +45,12 @@ impl<R: BufRead> Snappy<R> {
         }
     }
 
-    fn little_endian(&mut self, bytes: usize) -> io::Result<usize> {
-        let mut buffer = [0; 4];
-        self.input.read_exact(&mut buffer[..bytes])?;
-        Ok(u32::from_le_bytes(buffer) as usize)
-    }
-
     fn total(&mut self) -> io::Result<u64> {
         let mut value = 0;
         for shift in (0..35).step_by(7) {
-            let byte = self.little_endian(1)? as u64;
+            let mut byte = [0];
+            self.input.read_exact(&mut byte)?;
+            let byte = u64::from(byte[0]);
             value |= (byte & 0x7f) << shift;
             if byte < 0x80 {
                 return Ok(value);
@@ -63,28 +59,45 @@ impl<R: BufRead> Snappy<R> {
         Err(broken())
     }
 
+    /// Reads a literal's length, or does a copy.
     fn element(&mut self) -> io::Result<()> {
-        let tag = self.little_endian(1)?;
-        let (len, offset) = match tag & 3 {
-            0 => {
-                self.literal = 1 + match tag >> 2 {
-                    short @ 0..60 => short,
-                    long => self.little_endian(long - 59)?,
-                };
-                return Ok(());
-            }
-            1 => (4 + (tag >> 2 & 7), (tag >> 5) << 8 | self.little_endian(1)?),
-            2 => (1 + (tag >> 2), self.little_endian(2)?),
-            _ => (1 + (tag >> 2), self.little_endian(4)?),
+        let mut bytes = [0; 5];
+        // Most elements lie whole in what is buffered.
+        let ready = self.input.fill_buf()?;
+        let tag = *ready.first().ok_or(io::ErrorKind::UnexpectedEof)?;
+        let more = match tag & 3 {
+            0 => usize::from(tag >> 2).saturating_sub(59),
+            1 => 1,
+            2 => 2,
+            _ => 4,
+        };
+        if let Some(element) = ready.get(1..=more) {
+            bytes[..more].copy_from_slice(element);
+            self.input.consume(1 + more);
+        } else {
+            self.input.consume(1);
+            self.input.read_exact(&mut bytes[..more])?;
+        }
+        let number = u32::from_le_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]) as usize;
+        let tag = usize::from(tag);
+        let (len, offset) = match (tag & 3, tag >> 2) {
+            (0, short @ 0..60) => return self.literal(short),
+            (0, _) => return self.literal(number),
+            (1, high) => (4 + (high & 7), (tag >> 5) << 8 | number),
+            (_, high) => (1 + high, number),
         };
         let start = self.window.len().checked_sub(offset).ok_or_else(broken)?;
-        if offset == 0 {
-            return Err(broken());
+        match offset {
+            0 => return Err(broken()),
+            _ if offset >= len => self.window.extend_from_within(start..start + len),
+            // The copy reaches into what it writes.
+            _ => (start..start + len).for_each(|at| self.window.push(self.window[at])),
         }
-        // A copy may reach into what it writes.
-        for at in start..start + len {
-            self.window.push(self.window[at]);
-        }
+        Ok(())
+    }
+
+    fn literal(&mut self, less_one: usize) -> io::Result<()> {
+        self.literal = less_one + 1;
         Ok(())
     }
 

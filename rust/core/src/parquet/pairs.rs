@@ -58,7 +58,12 @@ impl Layout {
         };
         let mut leaves = Vec::new();
         for side in [&self.chosen, &self.rejected] {
-            let data_type = schema.field_with_name(side).ok()?.data_type();
+            let field = schema.field_with_name(side).ok()?;
+            // Of an extension, JSON above all, the texts are not what they stand for.
+            if field.metadata().contains_key("ARROW:extension:name") {
+                return None;
+            }
+            let data_type = field.data_type();
             if is_bytes(data_type) {
                 leaves.extend(under(side, &[]));
             } else {
@@ -182,10 +187,9 @@ impl Step {
             if let Some(flags) = &answers.flags {
                 names_in(flags, row, |flag| tally.flags.add(flag));
             }
-            if let Some(method) = &answers.method {
-                if let Some(name) = text_at(method.as_binary_view(), row) {
-                    tally.methods.add(name);
-                }
+            let method = answers.method.as_ref().map(|m| m.as_binary_view());
+            if let Some(name) = method.and_then(|method| text_at(method, row)) {
+                tally.methods.add(name);
             }
             if let Some(usage) = &answers.usage {
                 let usage = usage.as_struct();

@@ -1,0 +1,148 @@
+"""Time and peak memory of `clair-apo stats` as the number of pairs grows, beside the best Python stack.
+
+    python benchmarks/scale.py PAIRS.parquet… --sizes 10000,100000,1000000
+    python benchmarks/scale.py PAIRS.parquet… --sizes 100000 --row-groups 4000,20000,200000,0
+
+A file of each size is made of the real pairs given: about 2 KB a text, each copy with words of its own (a
+word becomes another of the same length, the same in both texts), so that nothing is stored but once. A
+row-group size of 0 is one row group. Every run is a process of its own; memory is its peak resident set
+beyond that of a process that has imported the package. The peer works out the same distances and word sets
+with rapidfuzz and regex over batches of pyarrow, in as many processes as there are cores, on a part of the
+last file, and keeps no distributions. Needs the `dev` extra, and Linux for the memory.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import random
+import re
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from importlib.metadata import version
+from itertools import islice
+from multiprocessing import get_context
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import regex
+from rapidfuzz.distance import Levenshtein
+
+PEER_PAIRS = 3000
+COPIED = 0.4  # of the words another one takes the place, anew in each copy
+WORD = regex.compile(r"\w+|[^\w\s]")
+
+HIGHEST = "print(next(x.split()[1] for x in open('/proc/self/status') if x.startswith('VmHWM')))"
+
+
+def copies(sources: list[Path], pairs: int) -> Iterator[pa.Table]:
+    """Tables of `chosen` and `rejected`, `pairs` rows in all, no two texts alike."""
+    tables = [pq.read_table(path, columns=["chosen", "rejected"]) for path in sources]
+    split = [
+        [re.findall(r"\w+|\W+", text) for text in row.values()]
+        for table in tables
+        for row in table.to_pylist()
+    ]
+    by_length: dict[int, list[str]] = {}
+    for word in sorted({w for row in split for text in row for w in text if w.isalpha()}):
+        by_length.setdefault(len(word), []).append(word)
+    for copy, start in enumerate(range(0, pairs, len(split))):
+        rng = random.Random(copy)
+        other = {w: rng.choice(ws) for ws in by_length.values() for w in ws if rng.random() < COPIED}
+        rows = [
+            ["".join([other.get(w, w) for w in text]) for text in row] for row in split[: pairs - start]
+        ]
+        chosen, rejected = zip(*rows, strict=True)
+        yield pa.table({"chosen": chosen, "rejected": rejected})
+
+
+def write(sources: list[Path], pairs: int, group: int, target: Path) -> None:
+    schema = pa.schema([("chosen", pa.string()), ("rejected", pa.string())])
+    group = group or pairs
+    with pq.ParquetWriter(target, schema, compression="zstd") as writer:
+        pending: list[pa.Table] = []
+        for table in copies(sources, pairs):
+            pending.append(table)
+            if sum(map(len, pending)) >= group:
+                writer.write_table(pa.concat_tables(pending), row_group_size=group)
+                pending = []
+        if pending:
+            writer.write_table(pa.concat_tables(pending), row_group_size=group)
+
+
+def measured(code: str) -> tuple[float, float, list[str]]:
+    """Seconds and MiB that a process takes for `code`, and the lines it prints."""
+    start = time.perf_counter()
+    done = subprocess.run(
+        [sys.executable, "-c", f"{code}\n{HIGHEST}"], stdout=subprocess.PIPE, text=True, check=True
+    )
+    seconds = time.perf_counter() - start
+    lines = done.stdout.splitlines()
+    return seconds, int(lines[-1]) / 1024, lines[:-1]
+
+
+def stats(path: Path, base: float) -> tuple[float, float, int]:
+    """Seconds, MiB beyond `base`, and pairs of one run of the command."""
+    command = ["stats", "--json", "--quiet", str(path)]
+    seconds, peak, lines = measured(f"from clair_apo.cli import main\nassert main({command!r}) == 0")
+    return seconds, peak - base, json.loads(lines[0])["files"][0]["pairs"]
+
+
+def peer(path: Path, part: int, parts: int, pairs: int) -> float:
+    """Seconds for about `pairs` pairs of every `parts`-th batch."""
+    file = pq.ParquetFile(path)
+    batches = islice(file.iter_batches(256, columns=["rejected", "chosen"]), part, None, parts)
+    done, start = 0, time.perf_counter()
+    while done < pairs and (batch := next(batches, None)) is not None:
+        done += batch.num_rows
+        for rejected, chosen in zip(*(column.to_pylist() for column in batch.columns), strict=True):
+            a, b = WORD.findall(rejected), WORD.findall(chosen)
+            words, others = set(a), set(b)
+            _ = len(words & others) / max(1, len(words | others))
+            Levenshtein.distance(rejected, chosen)
+            Levenshtein.distance(a, b)
+    return done / (time.perf_counter() - start)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument(
+        "files", type=Path, nargs="+", help="real pairs: columns chosen and rejected of text"
+    )
+    parser.add_argument("--sizes", default="10000,100000", help="numbers of pairs, with commas")
+    parser.add_argument("--row-groups", default="20000", help="rows of a row group, with commas; 0 is all")
+    args = parser.parse_args()
+    sizes, groups = ([int(n) for n in text.split(",")] for text in (args.sizes, args.row_groups))
+    cores = len(os.sched_getaffinity(0))
+    names = ("clair-apo", "pyarrow", "rapidfuzz", "regex")
+    print(f"{platform.machine()}, {cores} cores; {', '.join(f'{n} {version(n)}' for n in names)}")
+    _, base, _ = measured("import clair_apo")
+    print(f"a process that has imported the package: {base:.0f} MiB")
+    print(
+        f"{'pairs':>10} {'row group':>10} {'file':>9} {'seconds':>8} {'pairs/s':>9} {'peak beyond it':>15}"
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "pairs.parquet"
+        for size in sizes:
+            for group in groups:
+                write(args.files, size, group, path)
+                seconds, peak, pairs = stats(path, base)
+                assert pairs == size
+                print(
+                    f"{size:>10,} {group or size:>10,} {path.stat().st_size >> 20:>5} MiB {seconds:>8.2f} "
+                    f"{pairs / seconds:>9,.0f} {peak:>11.0f} MiB",
+                    flush=True,
+                )
+        with get_context("spawn").Pool(cores) as pool:
+            rates = pool.starmap(peer, [(path, part, cores, PEER_PAIRS) for part in range(cores)])
+    print(f"rapidfuzz and regex over pyarrow, {cores} processes: {sum(rates):,.0f} pairs/s")
+
+
+if __name__ == "__main__":
+    main()
