@@ -14,6 +14,7 @@ import io
 import itertools
 import json
 import os
+import secrets
 import sys
 import zlib
 from collections.abc import Iterator
@@ -306,7 +307,8 @@ def _csv_rows(path: Path) -> Iterator[Row | BadRow]:
 def replacing(path: Path) -> Iterator[Path]:
     """A name beside `path` to write to. It takes the place of `path` when the block ends well, and is
     removed when it does not, so nobody ever sees half a file."""
-    temporary = path.with_name(f".{path.name}.tmp")
+    # A name of its own for each writer: of two that write to one path the last one wins, whole.
+    temporary = path.with_name(f".{path.name}.{os.getpid():x}{secrets.token_hex(3)}.tmp")
     try:
         yield temporary
         with temporary.open("rb+") as file:

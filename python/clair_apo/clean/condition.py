@@ -61,7 +61,13 @@ class Condition:
         polars = _polars()
         self.where = where
         self._expr = _parsed(where)
-        part = next(_whole_table(json.loads(self._expr.meta.serialize(format="json"))), None)
+        try:
+            part = next(_whole_table(json.loads(self._expr.meta.serialize(format="json"))), None)
+        except RecursionError as error:
+            raise UsageError(
+                f"--where {one_line(where, 60)}: the condition is too deep; `id IN ('a', 'b', …)` stands for "
+                "many comparisons, and several runs of filter for many conditions"
+            ) from error
         if part is not None:
             raise UsageError(
                 f"{self._shown}: {part} cannot be used; a condition must follow from one row alone, "
@@ -96,6 +102,9 @@ class Condition:
         polars = _polars()
         try:
             frame = polars.from_arrow(table) if table.num_columns else polars.DataFrame()
+            # Differences of counts may be negative, which unsigned numbers would wrap.
+            counts = polars.col(polars.UInt8, polars.UInt16, polars.UInt32)
+            frame = frame.with_columns(counts.cast(polars.Int64))
             found: pl.Series = frame.select(self._expr).to_series()
             return found
         except polars.exceptions.StructFieldNotFoundError as error:

@@ -15,7 +15,8 @@ def dedup_arguments(parser: argparse.ArgumentParser) -> None:
     parser.description = (
         "Copies a table without rows whose text is that of a row that stays, or near it. Near is a\n"
         "Jaccard similarity of at least the threshold between the sets of shingles (runs of five\n"
-        "words, lower-cased). Candidates come from MinHash, which finds 99% of such pairs or more,\n"
+        "words, lower-cased). Candidates come from MinHash, which finds 99% of such pairs or more\n"
+        "(fewer within thousands of texts that are all alike, and then says so),\n"
         "and each is verified exactly. A row goes only if it is near one that stays, never through\n"
         "a chain. Case and white space make no difference. Rows without such a text stay."
     )
@@ -109,9 +110,13 @@ def run_dedup(args: argparse.Namespace) -> int:
     if not args.exact and not args.quiet:
         import sys
 
+        finds = (
+            "which find fewer than 99% of the pairs near the threshold, as some rows are undecided."
+            if found["recall"] is None
+            else f"which find {found['recall']:.1%} of the pairs at the threshold and more of nearer ones."
+        )
         print(
-            f"Candidates: {found['bands']} bands of {found['band_rows']} minima, which find "
-            f"{found['recall']:.1%} of the pairs at the threshold and more of nearer ones.",
+            f"Candidates: {found['bands']} bands of {found['band_rows']} minima, {finds}",
             file=sys.stderr,
         )
     return 0

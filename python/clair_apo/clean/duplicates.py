@@ -99,7 +99,8 @@ def dedup(
     Returns: what `clair-apo dedup --json` prints: `rows_in` = `rows_out` + `exact` + `near` + `unreadable`;
     `groups` (rows that stay and because of which others went), `without_text` (rows that stay
     unseen; `skipped_reasons` says why), `undecided`, `comparisons` (pairs whose sets were compared),
-    `bands`, `band_rows`, `recall`, and the settings.
+    `bands`, `band_rows`, `recall` (None where some are undecided, for which it does not hold), and the
+    settings.
 
     Raises: ClairError where a file cannot be read or written, or holds no such text; UsageError for an
     impossible setting.
@@ -148,7 +149,7 @@ def dedup(
         "seed": seed,
         "bands": bands[0],
         "band_rows": bands[1],
-        "recall": bands[2],
+        "recall": None if counts["undecided"] else bands[2],
     }
 
 

@@ -1,13 +1,14 @@
 //! An open Parquet file: its footer, its Arrow schema, and how its columns are read.
 
 use std::fs::File;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use arrow_schema::{DataType, Field, FieldRef, Fields, Schema, SchemaRef};
 use parquet::arrow::{ProjectionMask, parquet_to_arrow_schema};
 use parquet::basic::{ConvertedType, LogicalType, Type as PhysicalType};
-use parquet::errors::Result as ParquetResult;
+use parquet::errors::{ParquetError, Result as ParquetResult};
 use parquet::file::metadata::{ParquetMetaData, ParquetMetaDataReader};
 use parquet::schema::types::{SchemaDescriptor, Type, TypePtr};
 
@@ -29,12 +30,15 @@ impl ParquetFile {
     pub fn open(path: &Path) -> Result<Self> {
         let file = File::open(path).map_err(|error| io_error(path, error))?;
         let source = Source::new(file).map_err(|error| io_error(path, error))?;
-        let metadata = ParquetMetaDataReader::new()
-            .parse_and_finish(&source)
+        // The libraries panic over some damaged footers, such as a schema of types that do not exist.
+        let read = || -> ParquetResult<_> {
+            let metadata = ParquetMetaDataReader::new().parse_and_finish(&source)?;
+            let (plain, schema) = schemas(metadata.file_metadata().schema_descr(), &metadata)?;
+            Ok((metadata, plain, schema))
+        };
+        let (metadata, plain, schema) = catch_unwind(AssertUnwindSafe(read))
+            .unwrap_or_else(|_| Err(ParquetError::General("its footer is damaged".to_owned())))
             .map_err(|error| file_error(path, error))?;
-        let descriptor = metadata.file_metadata().schema_descr();
-        let (plain, schema) =
-            schemas(descriptor, &metadata).map_err(|error| file_error(path, error))?;
         // Names with a zero byte cannot be handed to anybody, and are a sign of damage.
         if schema.fields().iter().any(zero_in) {
             return Err(unreadable(path, "a column's name or type has a zero byte"));
