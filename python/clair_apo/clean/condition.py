@@ -65,8 +65,8 @@ class Condition:
             part = next(_whole_table(json.loads(self._expr.meta.serialize(format="json"))), None)
         except RecursionError as error:
             raise UsageError(
-                f"--where {one_line(where, 60)}: the condition is too deep; `id IN ('a', 'b', …)` stands for "
-                "many comparisons, and several runs of filter for many conditions"
+                f"--where {one_line(where, 60)}: the condition is too deep; `id IN ('a', 'b', …)` "
+                "stands for many comparisons, and several runs of filter for many conditions"
             ) from error
         if part is not None:
             raise UsageError(

@@ -129,6 +129,12 @@ class RowReader:
         self.rows_read, self.unreadable = 0, None
         for path in self.paths:
             yield from self._parquet(path) if files.suffix(path) == ".parquet" else self._text_file(path)
+        bad = self.unreadable
+        if bad is not None and bad.rows == self.rows_read:
+            raise ClairError(
+                f"{one_line(str(self.spec))}: none of its {bad.rows:,} rows can be read; "
+                f"the first: {bad.first}"
+            )
 
     def _unified(self) -> pa.Schema:
         found: list[tuple[str, pa.Schema]] = []
