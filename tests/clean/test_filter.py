@@ -245,3 +245,31 @@ def test_help_loads_nothing_heavy() -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-1] == "[]"
     assert "levenshtein < 800 and jaccard > 0.3" in done.stdout
+
+
+def test_counts_can_be_subtracted(tmp_path: Path) -> None:
+    """They are unsigned in the tables; a difference of them is not."""
+    rows = {"chosen": ["a", "long answer", ""], "rejected": ["long answer", "a", "x"]}
+    table = pa.table({**rows, "n": pa.array([1, 2, 3], pa.uint32())})
+    pq.write_table(table, tmp_path / "in.parquet")
+    assert [r["n"] for r in kept(tmp_path / "in.parquet", "chosen_chars - rejected_chars > 0")] == [2]
+    assert [r["n"] for r in kept(tmp_path / "in.parquet", "n - 2 < 0")] == [1]
+
+
+def test_a_condition_of_very_many_terms_is_an_error_for_people(tmp_path: Path) -> None:
+    pq.write_table(pa.table({"n": [1]}), tmp_path / "in.parquet")
+    with pytest.raises(UsageError, match="too deep"):
+        kept(tmp_path / "in.parquet", " OR ".join(f"n = {i}" for i in range(900)))
+
+
+def test_two_writers_of_one_file(tmp_path: Path) -> None:
+    pq.write_table(pa.table({"n": range(1000)}), tmp_path / "in.parquet")
+    code = (
+        "import sys; from clair_apo.clean import filter_rows\n"
+        "for i in range(20): filter_rows(sys.argv[1], f'n > {i}', sys.argv[2])\n"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path / "in.parquet"), str(tmp_path / "out.parquet")]
+    runs = [subprocess.Popen(command) for _ in range(2)]
+    assert [run.wait(60) for run in runs] == [0, 0]
+    assert len(pq.read_table(tmp_path / "out.parquet")) == 980
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["in.parquet", "out.parquet"]

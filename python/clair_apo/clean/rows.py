@@ -129,12 +129,6 @@ class RowReader:
         self.rows_read, self.unreadable = 0, None
         for path in self.paths:
             yield from self._parquet(path) if files.suffix(path) == ".parquet" else self._text_file(path)
-        bad = self.unreadable
-        if bad is not None and bad.rows == self.rows_read:
-            raise ClairError(
-                f"{one_line(str(self.spec))}: none of its {bad.rows:,} rows can be read; "
-                f"the first: {bad.first}"
-            )
 
     def _unified(self) -> pa.Schema:
         found: list[tuple[str, pa.Schema]] = []
@@ -292,7 +286,7 @@ class RowWriter:
 
     def __init__(self, path: Path, reader: RowReader) -> None:
         self.rows = 0
-        self._path = path
+        self._reader = reader
         self._parquet = files.suffix(path) == ".parquet"
         self._writer = TableWriter(path, reader.schema) if self._parquet else JsonLinesWriter(path)
 
@@ -313,7 +307,15 @@ class RowWriter:
         self.rows += batch.num_rows
 
     def finish(self) -> None:
-        """Writes all of it beside its final name; of several files, before leaving the first."""
+        """Writes all of it beside its final name; of several files, before leaving the first.
+
+        Raises ClairError where no row of the input could be read: that is no empty table."""
+        bad = self._reader.unreadable
+        if bad is not None and bad.rows == self._reader.rows_read:
+            raise ClairError(
+                f"{one_line(str(self._reader.spec))}: none of its {bad.rows:,} rows can be read; "
+                f"the first: {bad.first}"
+            )
         self._writer.finish()
 
     def __exit__(
@@ -322,6 +324,12 @@ class RowWriter:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        if kind is None:
+            try:
+                self.finish()
+            except BaseException as failed:
+                self._writer.__exit__(type(failed), failed, failed.__traceback__)
+                raise
         self._writer.__exit__(kind, error, trace)
 
 
