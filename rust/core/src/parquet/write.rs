@@ -2,6 +2,7 @@
 
 use std::fs::File;
 use std::io::BufWriter;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 
 use arrow_array::{Array, ArrayRef, RecordBatch};
@@ -12,7 +13,7 @@ use parquet::errors::Result as ParquetResult;
 use parquet::file::metadata::KeyValue;
 use parquet::file::properties::WriterProperties;
 
-use super::{file_error, io_error};
+use super::{file_error, io_error, unreadable};
 use crate::Result;
 
 /// What an open row group may hold in memory before it goes to the disk: its compressed pages and what
@@ -42,8 +43,9 @@ impl Writer {
             .set_compression(Compression::ZSTD(ZstdLevel::default()))
             .set_key_value_metadata(Some(keys.collect()))
             .build();
-        let inner = ArrowWriter::try_new(BufWriter::new(file), schema, Some(properties))
-            .map_err(|error| file_error(path, error))?;
+        let inner = caught(path, || {
+            ArrowWriter::try_new(BufWriter::new(file), schema, Some(properties))
+        })?;
         Ok(Self {
             path: path.to_path_buf(),
             inner,
@@ -56,16 +58,8 @@ impl Writer {
         let most = (BYTES_AT_ONCE / each).clamp(1, ROWS_AT_ONCE);
         for start in (0..batch.num_rows()).step_by(most) {
             let rows = most.min(batch.num_rows() - start);
-            self.part(&batch.slice(start, rows))
-                .map_err(|error| file_error(&self.path, error))?;
-        }
-        Ok(())
-    }
-
-    fn part(&mut self, batch: &RecordBatch) -> ParquetResult<()> {
-        self.inner.write(batch)?;
-        if self.inner.memory_size() >= GROUP_BYTES {
-            self.inner.flush()?;
+            let Self { path, inner } = self;
+            caught(path, || part(inner, &batch.slice(start, rows)))?;
         }
         Ok(())
     }
@@ -73,9 +67,7 @@ impl Writer {
     /// Writes what is left and the footer.
     pub fn finish(self) -> Result<()> {
         let Self { path, inner } = self;
-        let file = inner
-            .into_inner()
-            .map_err(|error| file_error(&path, error))?;
+        let file = caught(&path, || inner.into_inner())?;
         let flushed = file.into_inner().map_err(|error| error.into_error());
         flushed.map(drop).map_err(|error| io_error(&path, error))
     }
@@ -88,4 +80,23 @@ fn bytes_of(column: &ArrayRef) -> usize {
         .to_data()
         .get_slice_memory_size()
         .unwrap_or_else(whole)
+}
+
+fn part(inner: &mut ArrowWriter<BufWriter<File>>, batch: &RecordBatch) -> ParquetResult<()> {
+    inner.write(batch)?;
+    if inner.memory_size() >= GROUP_BYTES {
+        inner.flush()?;
+    }
+    Ok(())
+}
+
+/// The library panics at some types that it does not know: an error like any other here.
+fn caught<T>(path: &Path, write: impl FnOnce() -> ParquetResult<T>) -> Result<T> {
+    match catch_unwind(AssertUnwindSafe(write)) {
+        Ok(done) => done.map_err(|error| file_error(path, error)),
+        Err(_) => Err(unreadable(
+            path,
+            "Parquet has no place for a type of its columns",
+        )),
+    }
 }
