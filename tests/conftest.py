@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gzip
+import hashlib
 import os
 import sys
 from pathlib import Path
@@ -23,6 +25,21 @@ def shared_data() -> Path:
         if os.environ.get("CI"):
             pytest.fail("../shared/data is missing, and CI is set")
         pytest.skip("../shared/data is not there")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiktoken_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """tiktoken's cache, filled from the vocabularies that the crate bpe-openai carries."""
+    registry = Path(os.environ.get("CARGO_HOME", Path.home() / ".cargo")) / "registry" / "src"
+    folder = tmp_path_factory.mktemp("tiktoken")
+    for name in ("cl100k_base", "o200k_base"):
+        found = sorted(registry.glob(f"*/bpe-openai-*/data/{name}.tiktoken.gz"))
+        if not found:
+            pytest.skip("the crate's sources, which hold tiktoken's vocabularies, are not here")
+        url = f"https://openaipublic.blob.core.windows.net/encodings/{name}.tiktoken"
+        key = hashlib.sha1(url.encode(), usedforsecurity=False).hexdigest()
+        (folder / key).write_bytes(gzip.decompress(found[-1].read_bytes()))
     return folder
 
 

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import gzip
-import hashlib
 import json
-import os
 import random
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -72,19 +69,10 @@ ALL_CHARACTERS = [chr(code) for code in range(0x110000) if not 0xD800 <= code <=
 
 
 @pytest.fixture(scope="module")
-def oracle(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str], Any]]:
-    """tiktoken's encodings, with the vocabularies that the crate bpe-openai carries."""
-    registry = Path(os.environ.get("CARGO_HOME", Path.home() / ".cargo")) / "registry" / "src"
-    folder = tmp_path_factory.mktemp("tiktoken")
-    for name in text.ENCODINGS:
-        found = sorted(registry.glob(f"*/bpe-openai-*/data/{name}.tiktoken.gz"))
-        if not found:
-            pytest.skip("the crate's sources, which hold tiktoken's vocabularies, are not here")
-        url = f"https://openaipublic.blob.core.windows.net/encodings/{name}.tiktoken"
-        key = hashlib.sha1(url.encode(), usedforsecurity=False).hexdigest()
-        (folder / key).write_bytes(gzip.decompress(found[-1].read_bytes()))
+def oracle(tiktoken_folder: Path) -> Iterator[Callable[[str], Any]]:
+    """tiktoken's encodings."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("TIKTOKEN_CACHE_DIR", str(folder))
+        patch.setenv("TIKTOKEN_CACHE_DIR", str(tiktoken_folder))
         yield tiktoken.get_encoding
 
 

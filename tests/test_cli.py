@@ -256,3 +256,14 @@ def test_a_reader_who_has_seen_enough_is_no_failure(tmp_path: Path) -> None:
         ["bash", "-c", f"set -o pipefail; {command} | head -1"], capture_output=True, env=environment()
     )
     assert (done.returncode, done.stderr) == (0, b"")
+
+
+@pytest.mark.parametrize(
+    "command", [["stats"], ["filter", "--where", "levenshtein < 3", "--output", "out.parquet"]]
+)
+def test_a_kernel_that_the_machine_lacks(command: list[str], tmp_path: Path) -> None:
+    write_prompts(tmp_path / "in.parquet", chosen=["a b"], rejected=["a c"])
+    done = clair(*command, "in.parquet", env={"CLAIR_APO_KERNEL": "x87"}, cwd=tmp_path)
+    assert done.returncode == 2
+    assert "CLAIR_APO_KERNEL names 'x87', which this machine does not have" in done.stderr
+    assert [p.name for p in tmp_path.iterdir()] == ["in.parquet"]

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import gzip
-import hashlib
 import itertools
 import json
-import os
 import re
 import subprocess
 import sys
@@ -298,21 +295,6 @@ def test_token_counts_that_tiktoken_gave() -> None:
     assert text.ENCODINGS == ("cl100k_base", "o200k_base")
     with pytest.raises(ValueError, match="unknown encoding 'gpt2': known are cl100k_base, o200k"):
         text.count_tokens(["a"], "gpt2")
-
-
-@pytest.fixture(scope="module")
-def tiktoken_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """tiktoken's cache, filled from the vocabularies that the crate bpe-openai carries."""
-    registry = Path(os.environ.get("CARGO_HOME", Path.home() / ".cargo")) / "registry" / "src"
-    folder = tmp_path_factory.mktemp("tiktoken")
-    for name in text.ENCODINGS:
-        found = sorted(registry.glob(f"*/bpe-openai-*/data/{name}.tiktoken.gz"))
-        if not found:
-            pytest.skip("the crate's sources, which hold tiktoken's vocabularies, are not here")
-        url = f"https://openaipublic.blob.core.windows.net/encodings/{name}.tiktoken"
-        key = hashlib.sha1(url.encode(), usedforsecurity=False).hexdigest()
-        (folder / key).write_bytes(gzip.decompress(found[-1].read_bytes()))
-    return folder
 
 
 @pytest.mark.parametrize("encoding", text.ENCODINGS)

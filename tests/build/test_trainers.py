@@ -10,6 +10,7 @@ import pytest
 
 from cli import build
 from loopback import Answer, Loopback, marked
+from trl_step import first_loss, tiny_model
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 datasets = pytest.importorskip("datasets")
@@ -55,52 +56,10 @@ def test_datasets_loads_it(table: Path, tmp_path: Path) -> None:
 
 
 def test_a_step_of_trl_on_the_file_as_it_is(table: Path, tmp_path: Path) -> None:
-    trl = pytest.importorskip("trl")
-    torch = pytest.importorskip("torch")
-    from tokenizers import Tokenizer, models, pre_tokenizers
-    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
-
-    words = ["<pad>", "<eos>", "<unk>", "user", "assistant", "What", "is", "It", "and", "one", "?", "."]
-    words += [str(n) for n in range(12)]
-    raw = Tokenizer(models.WordLevel({w: i for i, w in enumerate(words)}, unk_token="<unk>"))
-    raw.pre_tokenizer = pre_tokenizers.Whitespace()
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=raw, pad_token="<pad>", eos_token="<eos>")
-    tokenizer.chat_template = (
-        "{% for m in messages %}{{ m['role'] + ' ' + m['content'] + ' <eos> ' }}{% endfor %}"
-        "{% if add_generation_prompt %}assistant {% endif %}"
-    )
-    torch.manual_seed(0)
-    model = LlamaForCausalLM(
-        LlamaConfig(
-            vocab_size=len(words),
-            hidden_size=16,
-            intermediate_size=32,
-            num_hidden_layers=1,
-            num_attention_heads=2,
-            num_key_value_heads=2,
-            pad_token_id=0,
-            eos_token_id=1,
-        )
-    )
+    pytest.importorskip("trl")
+    pytest.importorskip("torch")
     rows = datasets.load_dataset("parquet", data_files=str(table), cache_dir=str(tmp_path))["train"]
     folder = tmp_path / "model"  # TRL loads the reference anew, so the model needs a place
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    trainer = trl.DPOTrainer(
-        model=str(folder),
-        args=trl.DPOConfig(
-            output_dir=str(tmp_path / "out"),
-            max_steps=1,
-            per_device_train_batch_size=4,
-            loss_type="apo_zero",
-            report_to=[],
-            use_cpu=True,
-            logging_steps=1,
-            bf16=False,
-        ),
-        train_dataset=rows,
-        processing_class=tokenizer,
-    )
-    trainer.train()
-    losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
-    assert losses[0] == pytest.approx(1.0, abs=1e-3)  # both APO forms begin at 1 as TRL writes them
+    tokenizer = tiny_model(folder)
+    found = first_loss("DPO", rows, folder, tokenizer, "apo_zero", tmp_path / "out")
+    assert found == pytest.approx(1.0, abs=1e-3)  # both APO forms begin at 1 as TRL writes them

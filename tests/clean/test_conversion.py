@@ -14,6 +14,7 @@ import pytest
 from clair_apo.clean.conversion import convert
 from clair_apo.errors import ClairError, UsageError
 from cli import clair
+from trl_step import first_loss, tiny_model
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 PAIRS = ["answers_rated.parquet", "pairs_revision.parquet", "pairs_stronger_preferred.parquet"]
@@ -229,27 +230,11 @@ def test_a_table_without_pairs(shared_data: Path, tmp_path: Path, kind: str) -> 
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any]:
-    """A model of a few thousand weights with a tokenizer of characters, and its place."""
+    """A tiny model's place, and its tokenizer."""
     pytest.importorskip("trl")
-    torch = pytest.importorskip("torch")
-    from tokenizers import Tokenizer, models, pre_tokenizers
-    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
-
-    words = ["<pad>", "<eos>", "<unk>", "user", "assistant", "What", "is", "It", "and", "?", "."]
-    words += [str(n) for n in range(10)]
-    raw = Tokenizer(models.WordLevel({w: i for i, w in enumerate(words)}, unk_token="<unk>"))
-    raw.pre_tokenizer = pre_tokenizers.Whitespace()
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=raw, pad_token="<pad>", eos_token="<eos>")
-    tokenizer.chat_template = (
-        "{% for m in messages %}{{ m['role'] + ' ' + m['content'] + ' <eos> ' }}{% endfor %}"
-        "{% if add_generation_prompt %}assistant {% endif %}"
-    )
-    torch.manual_seed(0)
-    small = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
-    net = LlamaForCausalLM(LlamaConfig(vocab_size=len(words), pad_token_id=0, eos_token_id=1, **small))
+    pytest.importorskip("torch")
     folder = tmp_path_factory.mktemp("model")
-    net.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
+    tokenizer = tiny_model(folder)
     return folder, tokenizer
 
 
@@ -258,8 +243,6 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any]:
 )
 def test_trl_trains_on_it(tmp_path: Path, model: tuple[Path, Any], to: str, loss: str) -> None:
     datasets = pytest.importorskip("datasets")
-    import trl
-
     folder, tokenizer = model
     rows = [
         {"prompt": f"What is {n} and {n} ?", "chosen": f"It is {n} .", "rejected": f"{n} ."}
@@ -271,27 +254,9 @@ def test_trl_trains_on_it(tmp_path: Path, model: tuple[Path, Any], to: str, loss
         "parquet", data_files=str(tmp_path / "out.parquet"), cache_dir=str(tmp_path / "cache")
     )["train"]
     assert loaded.num_rows == (16 if to == "unpaired" else 8)
-    config, trainer = (
-        (trl.KTOConfig, trl.KTOTrainer) if to == "unpaired" else (trl.DPOConfig, trl.DPOTrainer)
-    )
-    run = trainer(
-        model=str(folder),
-        args=config(
-            output_dir=str(tmp_path / "run"),
-            max_steps=1,
-            per_device_train_batch_size=4,
-            loss_type=loss,
-            report_to=[],
-            use_cpu=True,
-            logging_steps=1,
-            bf16=False,
-        ),
-        train_dataset=loaded,
-        processing_class=tokenizer,
-    )
-    run.train()
-    losses = [entry["loss"] for entry in run.state.log_history if "loss" in entry]
-    assert losses[0] == pytest.approx(0.5 if to == "unpaired" else 1.0, abs=1e-3)
+    kind = "KTO" if to == "unpaired" else "DPO"
+    found = first_loss(kind, loaded, folder, tokenizer, loss, tmp_path / "run")
+    assert found == pytest.approx(0.5 if to == "unpaired" else 1.0, abs=1e-3)
 
 
 def test_datasets_loads_the_published_shape(shared_data: Path, tmp_path: Path) -> None:

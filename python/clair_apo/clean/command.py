@@ -9,7 +9,9 @@ import argparse
 
 from clair_apo.progress import Bar, print_json
 
-_INPUT = ".parquet, .jsonl (also .gz, .zst), .csv, a folder or a quoted glob"
+INPUT = ".parquet, .jsonl (also .gz, .zst), .csv, a folder or a quoted glob"
+OUTPUT = "the file to write: .parquet or .jsonl (also .gz, .zst)"
+_PROMPTS = "the column with the prompts, if not `prompt`"
 
 
 def filter_arguments(parser: argparse.ArgumentParser) -> None:
@@ -27,13 +29,9 @@ def filter_arguments(parser: argparse.ArgumentParser) -> None:
         'example:\n  clair-apo filter pairs.parquet --where "levenshtein < 800 and jaccard > 0.3" \\\n'
         "    --output contrastive.parquet"
     )
-    parser.add_argument("file", metavar="FILE", help=f"a table: {_INPUT}")
+    parser.add_argument("file", metavar="FILE", help=f"a table: {INPUT}")
     parser.add_argument("--where", required=True, metavar="EXPR", help="the condition, in SQL")
-    parser.add_argument("--output", required=True, metavar="OUT", help=_OUTPUT)
-
-
-_PROMPTS = "the column with the prompts, if not `prompt`"
-_OUTPUT = "the file to write: .parquet or .jsonl (also .gz, .zst)"
+    parser.add_argument("--output", required=True, metavar="OUT", help=OUTPUT)
 
 
 def run_filter(args: argparse.Namespace) -> int:
@@ -74,12 +72,12 @@ def convert_arguments(parser: argparse.ArgumentParser) -> None:
         "Other columns are left out, but for jsonl. Rows that hold no pair are counted and named."
     )
     parser.epilog = "example:\n  clair-apo convert pairs.parquet --to unpaired"
-    parser.add_argument("file", metavar="FILE", help=f"preference pairs: {_INPUT}")
+    parser.add_argument("file", metavar="FILE", help=f"preference pairs: {INPUT}")
     parser.add_argument("--to", required=True, choices=FORMATS, help="the shape to write")
     parser.add_argument(
         "--output",
         metavar="OUT",
-        help=f"{_OUTPUT} (beside the input, as NAME.SHAPE.parquet or NAME.jsonl)",
+        help=f"{OUTPUT} (beside the input, as NAME.SHAPE.parquet or NAME.jsonl)",
     )
 
 
@@ -110,15 +108,13 @@ def split_arguments(parser: argparse.ArgumentParser) -> None:
         "prompts that are merely similar do not: run dedup --on prompt first where they matter."
     )
     parser.epilog = "example:\n  clair-apo split pairs.parquet --test 0.02 --seed 1"
-    parser.add_argument("file", metavar="FILE", help=f"a table with prompts: {_INPUT}")
+    parser.add_argument("file", metavar="FILE", help=f"a table with prompts: {INPUT}")
     parser.add_argument(
         "--test", type=_share, default=0.02, metavar="SHARE", help="share of the prompts to test on (0.02)"
     )
     parser.add_argument("--seed", type=int, default=0, metavar="S", help="another seed, another split (0)")
     parser.add_argument("--output-dir", metavar="DIR", help="where to write the files (beside the input)")
-    parser.add_argument(
-        "--prompt-column", metavar="NAME", help="the column with the prompts, if not `prompt`"
-    )
+    parser.add_argument("--prompt-column", metavar="NAME", help=_PROMPTS)
 
 
 def _share(value: str | float) -> float:
@@ -162,7 +158,7 @@ def decontaminate_arguments(parser: argparse.ArgumentParser) -> None:
         "example:\n  clair-apo decontaminate pairs.parquet --against mmlu.parquet gsm8k.jsonl \\\n"
         "    --output clean.parquet --matches matches.jsonl"
     )
-    parser.add_argument("file", metavar="FILE", help=f"pairs, or a table with prompts: {_INPUT}")
+    parser.add_argument("file", metavar="FILE", help=f"pairs, or a table with prompts: {INPUT}")
     parser.add_argument(
         "--against",
         nargs="+",
@@ -170,7 +166,7 @@ def decontaminate_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="BENCH",
         help="benchmarks: files as for FILE, or .txt with an item a line",
     )
-    parser.add_argument("--output", required=True, metavar="OUT", help=_OUTPUT)
+    parser.add_argument("--output", required=True, metavar="OUT", help=OUTPUT)
     parser.add_argument("--ngram", type=int, default=8, metavar="N", help="words of an n-gram (8)")
     parser.add_argument(
         "--share",
@@ -199,9 +195,7 @@ def decontaminate_arguments(parser: argparse.ArgumentParser) -> None:
         help="share of all rows beyond which an n-gram is boilerplate (0.01); 1: none is by rows",
     )
     parser.add_argument("--matches", metavar="FILE", help="write every match: .parquet or .jsonl")
-    parser.add_argument(
-        "--prompt-column", metavar="NAME", help="the column with the prompts, if not `prompt`"
-    )
+    parser.add_argument("--prompt-column", metavar="NAME", help=_PROMPTS)
 
 
 def run_decontaminate(args: argparse.Namespace) -> int:

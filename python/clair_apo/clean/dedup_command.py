@@ -6,7 +6,9 @@ Importing this is cheap, for `clair-apo --help`: what is heavy comes in when a c
 from __future__ import annotations
 
 import argparse
+import sys
 
+from clair_apo.clean.command import INPUT, OUTPUT
 from clair_apo.progress import Bar, print_json
 
 
@@ -25,17 +27,9 @@ def dedup_arguments(parser: argparse.ArgumentParser) -> None:
         "Texts are put aside in a temporary file while it runs; TMPDIR names its folder."
     )
     parser.add_argument(
-        "file",
-        metavar="FILE",
-        help="preference pairs, or any table with prompts: .parquet, .jsonl (also .gz, .zst), .csv, "
-        "a folder or a quoted glob",
+        "file", metavar="FILE", help=f"preference pairs, or any table with prompts: {INPUT}"
     )
-    parser.add_argument(
-        "--output",
-        required=True,
-        metavar="OUT",
-        help="the file to write: .parquet or .jsonl (also .gz, .zst)",
-    )
+    parser.add_argument("--output", required=True, metavar="OUT", help=OUTPUT)
     parser.add_argument(
         "--on",
         choices=("prompt", "pair", "chosen", "rejected"),
@@ -108,8 +102,6 @@ def run_dedup(args: argparse.Namespace) -> int:
     lines += summary.skipped_lines(found["skipped_reasons"])
     summary.show(summary.from_to(found), found["rows_in"], lines)
     if not args.exact and not args.quiet:
-        import sys
-
         finds = (
             "which find fewer than 99% of the pairs near the threshold, as some rows are undecided."
             if found["recall"] is None

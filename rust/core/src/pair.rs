@@ -140,14 +140,6 @@ pub(crate) fn ratio(distance: u32, longest: u32) -> f64 {
     }
 }
 
-pub fn jaccard(a: &str, b: &str) -> Result<f64> {
-    if a == b {
-        return Ok(1.0);
-    }
-    let (x, y) = (split(a)?, split(b)?);
-    Ok(Interned::new(a, &x, b, &y, &mut WordTable::default()).jaccard())
-}
-
 /// Levenshtein distance over characters.
 pub fn levenshtein_chars(a: &str, b: &str, scratch: &mut Scratch, stop: &Stop) -> Result<u32> {
     // Where the result may be a bound only, it is the same bound that `measure` gives.
@@ -157,23 +149,6 @@ pub fn levenshtein_chars(a: &str, b: &str, scratch: &mut Scratch, stop: &Stop) -
         None
     };
     character_distance(a, b, bound, scratch, stop)
-}
-
-/// Levenshtein distance over words.
-pub fn levenshtein_words(a: &str, b: &str, scratch: &mut Scratch, stop: &Stop) -> Result<u32> {
-    if a == b {
-        return Ok(0);
-    }
-    let (x, y) = (split(a)?, split(b)?);
-    let ids = Interned::new(a, &x, b, &y, &mut WordTable::default());
-    levenshtein::distance(&ids.a, &ids.b, None, scratch, stop)
-}
-
-/// Levenshtein distance over characters as a share of the longer text, 0 when both are empty.
-pub fn levenshtein_ratio(a: &str, b: &str, scratch: &mut Scratch, stop: &Stop) -> Result<f64> {
-    let distance = levenshtein_chars(a, b, scratch, stop)?;
-    let longest = a.chars().count().max(b.chars().count());
-    Ok(ratio(distance, longest as u32))
 }
 
 /// The edit script from `a` to `b` in blocks of characters.
@@ -228,6 +203,31 @@ mod tests {
             .skip(from as usize)
             .take((to - from) as usize)
             .collect()
+    }
+
+    fn jaccard(a: &str, b: &str) -> Result<f64> {
+        if a == b {
+            return Ok(1.0);
+        }
+        let (x, y) = (split(a)?, split(b)?);
+        Ok(Interned::new(a, &x, b, &y, &mut WordTable::default()).jaccard())
+    }
+
+    /// Levenshtein distance over words.
+    fn levenshtein_words(a: &str, b: &str, scratch: &mut Scratch, stop: &Stop) -> Result<u32> {
+        if a == b {
+            return Ok(0);
+        }
+        let (x, y) = (split(a)?, split(b)?);
+        let ids = Interned::new(a, &x, b, &y, &mut WordTable::default());
+        levenshtein::distance(&ids.a, &ids.b, None, scratch, stop)
+    }
+
+    /// Levenshtein distance over characters as a share of the longer text, 0 when both are empty.
+    fn levenshtein_ratio(a: &str, b: &str, scratch: &mut Scratch, stop: &Stop) -> Result<f64> {
+        let distance = levenshtein_chars(a, b, scratch, stop)?;
+        let longest = a.chars().count().max(b.chars().count());
+        Ok(ratio(distance, longest as u32))
     }
 
     /// Short form: `=` equal, `-` deleted, `+` inserted, `~` replaced.

@@ -97,8 +97,16 @@ pub fn levenshtein_ratio(a: &TextColumn, b: &TextColumn, stop: &Stop) -> Result<
 
 /// Every measure of `Measures` as a column of its own.
 pub fn score(rejected: &TextColumn, chosen: &TextColumn, stop: &Stop) -> Result<RecordBatch> {
-    let measures = pairs(rejected, chosen, stop, Batch::measures)?;
-    Ok(batch(&measures)?)
+    Ok(batch(&measures(rejected, chosen, stop)?)?)
+}
+
+/// The measures of each pair; none where either text is null.
+pub fn measures(
+    rejected: &TextColumn,
+    chosen: &TextColumn,
+    stop: &Stop,
+) -> Result<Vec<Option<Measures>>> {
+    pairs(rejected, chosen, stop, Batch::measures)
 }
 
 /// The edit script of each pair: a list of structs (op, a_start, a_end, b_start, b_end), in characters.

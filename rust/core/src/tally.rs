@@ -2,12 +2,8 @@
 
 use std::collections::HashMap;
 
-use arrow_array::cast::AsArray;
-use arrow_array::types::{Float64Type, UInt32Type};
-use arrow_array::{Array, RecordBatch};
-
 use crate::measure::{Distribution, EXACT, Past};
-use crate::pair::TENTHS;
+use crate::pair::{Measures, TENTHS};
 
 /// An edit ratio up to this is nearly no edit.
 const NEAR_IDENTICAL: f64 = 0.02;
@@ -125,47 +121,22 @@ impl Tally {
         }
     }
 
-    /// Adds what `table::score` gave; rows of nulls are left out.
-    pub fn add(&mut self, scores: &RecordBatch) {
-        let floats = |name: &str| Some(scores.column_by_name(name)?.as_primitive::<Float64Type>());
-        let counts = |name: &str| Some(scores.column_by_name(name)?.as_primitive::<UInt32Type>());
-        let columns = || {
-            let positions = scores.column_by_name("edit_position")?;
-            Some((
-                floats("jaccard")?,
-                counts("levenshtein")?,
-                counts("word_edits")?,
-                counts("chosen_words")?,
-                counts("rejected_words")?,
-                counts("chosen_chars")?,
-                counts("rejected_chars")?,
-                positions.as_fixed_size_list(),
-            ))
-        };
-        let Some((jaccard, levenshtein, edits, more, fewer, chosen, rejected, positions)) =
-            columns()
-        else {
-            return;
-        };
-        for row in 0..scores.num_rows() {
-            if jaccard.is_null(row) {
-                continue;
-            }
+    /// Adds what `table::measures` gave; rows without measures are left out.
+    pub fn add(&mut self, measures: &[Option<Measures>]) {
+        for m in measures.iter().flatten() {
             let kept = Kept {
-                jaccard: jaccard.value(row),
-                levenshtein: levenshtein.value(row),
-                word_edits: edits.value(row),
-                most_words: more.value(row).max(fewer.value(row)),
-                chosen_chars: chosen.value(row),
-                rejected_chars: rejected.value(row),
+                jaccard: m.jaccard,
+                levenshtein: m.levenshtein,
+                word_edits: m.word_edits,
+                most_words: m.chosen_words.max(m.rejected_words),
+                chosen_chars: m.chosen_chars,
+                rejected_chars: m.rejected_chars,
             };
-            let tenths = positions.value(row);
-            let tenths = tenths.as_primitive::<UInt32Type>().values();
-            self.add_one(kept, tenths);
+            self.add_one(kept, &m.edit_position);
         }
     }
 
-    fn add_one(&mut self, kept: Kept, tenths: &[u32]) {
+    fn add_one(&mut self, kept: Kept, tenths: &[u32; TENTHS]) {
         if self.kept.len() == self.exact {
             self.collapse();
         }

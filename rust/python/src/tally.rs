@@ -7,7 +7,7 @@ use arrow_schema::DataType;
 use clair_core::columns::TextColumn;
 use clair_core::measure::{self, EXACT};
 use clair_core::stop::Stop;
-use clair_core::table::score;
+use clair_core::table::measures;
 use clair_core::tally::{self, Measure};
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
@@ -31,6 +31,13 @@ impl Tally {
         })
     }
 
+    fn measure(&self, py: Python<'_>, rejected: &TextColumn, chosen: &TextColumn) -> PyResult<()> {
+        self.change(py, |tally, stop| {
+            tally.add(&measures(rejected, chosen, stop)?);
+            Ok(())
+        })
+    }
+
     fn read<T>(&self, of: impl FnOnce(&tally::Tally) -> T) -> T {
         of(&self.0.lock().unwrap_or_else(PoisonError::into_inner))
     }
@@ -46,11 +53,7 @@ impl Tally {
 
     /// Measures pairs and adds them; a pair with a null is left out.
     fn add(&self, py: Python<'_>, rejected: Column, chosen: Column) -> PyResult<()> {
-        let (rejected, chosen) = (rejected.named("rejected")?, chosen.named("chosen")?);
-        self.change(py, |tally, stop| {
-            tally.add(&score(&rejected, &chosen, stop)?);
-            Ok(())
-        })
+        self.measure(py, &rejected.named("rejected")?, &chosen.named("chosen")?)
     }
 
     /// As `add`, for texts of Python.
@@ -64,11 +67,11 @@ impl Tally {
             let texts: ArrayRef = Arc::new(LargeStringArray::from(texts));
             TextColumn::new(name, &DataType::LargeUtf8, &[texts]).map_err(to_python)
         };
-        let (rejected, chosen) = (column("rejected", rejected)?, column("chosen", chosen)?);
-        self.change(py, |tally, stop| {
-            tally.add(&score(&rejected, &chosen, stop)?);
-            Ok(())
-        })
+        self.measure(
+            py,
+            &column("rejected", rejected)?,
+            &column("chosen", chosen)?,
+        )
     }
 
     #[getter]

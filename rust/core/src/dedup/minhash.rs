@@ -5,6 +5,7 @@
 //! texts estimates the Jaccard similarity of their sets of shingles.
 
 use super::splitmix;
+use crate::Result;
 use crate::cpu::Kernel;
 
 /// Multipliers that one block of minima comes from; from each come two minima.
@@ -22,19 +23,18 @@ pub struct MinHash {
 }
 
 impl MinHash {
-    pub fn new(minima: usize, seed: u64) -> Self {
+    pub fn new(minima: usize, seed: u64) -> Result<Self> {
         let mut state = seed;
         let lane = |state: &mut u64| (splitmix(state) >> 32) as u32 | 1;
         // Whole passes: what is too much is left out in the end.
         let blocks = minima.div_ceil(BLOCK).next_multiple_of(TOGETHER);
-        Self {
+        Ok(Self {
             multipliers: (0..blocks)
                 .map(|_| std::array::from_fn(|_| lane(&mut state)))
                 .collect(),
             minima,
-            // A wrong name in the environment is an error where columns are measured.
-            kernel: Kernel::chosen().unwrap_or(Kernel::Portable),
-        }
+            kernel: Kernel::chosen()?,
+        })
     }
 
     /// The minima of the shingles with these hashes, of which there is at least one. `halves` is a buffer.
@@ -130,7 +130,7 @@ mod tests {
             minima in 1_usize..400,
             seed in any::<u64>(),
         ) {
-            let mut minhash = MinHash::new(minima, seed);
+            let mut minhash = MinHash::new(minima, seed).unwrap();
             let expected = plain(&minhash, &hashes);
             for kernel in Kernel::available() {
                 minhash.kernel = kernel;
@@ -141,7 +141,7 @@ mod tests {
 
     /// Pairs of sets of `size` numbers with `shared` in common: mean and variance of their estimates.
     fn estimates(size: usize, shared: usize, pairs: usize) -> (f64, f64) {
-        let minhash = MinHash::new(256, 1);
+        let minhash = MinHash::new(256, 1).unwrap();
         let mut state = 99;
         let mut draw = |n: usize| -> Vec<u64> { (0..n).map(|_| splitmix(&mut state)).collect() };
         let (mut sum, mut squares) = (0.0, 0.0);

@@ -108,7 +108,7 @@ impl Dedup {
         if settings.shingle == 0 {
             return Err(Error::Setting("a shingle has at least one word".to_owned()));
         }
-        let sketcher = Sketcher::new(settings.shingle, bands::MINIMA, settings.seed);
+        let sketcher = Sketcher::new(settings.shingle, bands::MINIMA, settings.seed)?;
         Ok(Self {
             bands,
             sketcher,

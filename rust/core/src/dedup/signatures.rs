@@ -30,7 +30,7 @@ pub fn signatures(
              permutations and at least one word are possible"
         )));
     }
-    let sketcher = Sketcher::new(shingle, minima, seed);
+    let sketcher = Sketcher::new(shingle, minima, seed)?;
     let size = i32::try_from(minima).unwrap_or(i32::MAX);
     let mut values = vec![0; column.len() * minima];
     values

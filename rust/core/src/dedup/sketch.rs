@@ -4,6 +4,7 @@ use super::minhash::MinHash;
 use super::normal::Normal;
 use super::shingles::{self, Shingler};
 use super::splitmix;
+use crate::Result;
 
 /// Shingles and orders under one seed.
 #[derive(Debug, Clone)]
@@ -23,12 +24,12 @@ pub struct Scratch {
 }
 
 impl Sketcher {
-    pub fn new(shingle: usize, minima: usize, seed: u64) -> Self {
+    pub fn new(shingle: usize, minima: usize, seed: u64) -> Result<Self> {
         let mut state = seed;
-        Self {
+        Ok(Self {
             shingler: Shingler::new(shingle, splitmix(&mut state)),
-            minhash: MinHash::new(minima, splitmix(&mut state)),
-        }
+            minhash: MinHash::new(minima, splitmix(&mut state))?,
+        })
     }
 
     /// Takes a text, and gives the hash that equal texts share.

@@ -20,7 +20,7 @@ use super::read::{Item, Limits, OwnTypes, Views};
 use crate::Result;
 use crate::columns::TextColumn;
 use crate::stop::Stop;
-use crate::table::score;
+use crate::table::measures;
 use crate::tally::Tally;
 
 /// The fields of a message: who speaks, and what they say.
@@ -182,7 +182,7 @@ impl Step {
         };
         let rejected = text("rejected", &answers.rejected)?;
         let chosen = text("chosen", &answers.chosen)?;
-        tally.add(&score(&rejected, &chosen, stop)?);
+        tally.add(&measures(&rejected, &chosen, stop)?);
         for row in (0..self.rows).filter(|&row| answers.chosen.is_valid(row)) {
             if let Some(flags) = &answers.flags {
                 names_in(flags, row, |flag| tally.flags.add(flag));
