@@ -13,8 +13,6 @@ _Lost: TypeAlias = tuple[int, str, str | None]
 # the functions.
 ENCODINGS: list[str]
 
-class UnknownKernel(ValueError): ...
-
 @final
 class Tokenizer: ...
 

@@ -253,8 +253,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except OSError as error:
         return _fail(_os_error(error), EXIT_CANNOT_GO_ON)
     except Exception as error:
-        core = sys.modules.get("clair_apo._core")  # what was not loaded has raised nothing
-        if core is not None and isinstance(error, core.UnknownKernel):
+        if isinstance(error, ValueError) and str(error).startswith("CLAIR_APO_KERNEL"):
             return _fail(str(error), EXIT_USAGE)
         return _fail(
             f"unexpected {type(error).__name__}: {error}\nThis is a mistake in clair-apo; "

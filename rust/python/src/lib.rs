@@ -117,7 +117,6 @@ fn word_script(py: Python<'_>, a: &str, b: &str) -> PyResult<Vec<PyEdit>> {
 
 #[pymodule(gil_used = false)]
 fn _core(m: &Bound<'_, PyModule>) -> PyResult<()> {
-    m.add("UnknownKernel", m.py().get_type::<work::UnknownKernel>())?;
     m.add("ENCODINGS", clair_core::bpe::ENCODINGS)?;
     m.add_class::<bpe::Tokenizer>()?;
     m.add_function(wrap_pyfunction!(words, m)?)?;

@@ -7,17 +7,9 @@ use std::time::Duration;
 
 use clair_core::stop::Stop;
 use clair_core::{Error, Result};
-use pyo3::create_exception;
 use pyo3::exceptions::{PyOSError, PyRuntimeError, PyTypeError, PyValueError};
 use pyo3::prelude::*;
 use rayon::{ThreadPool, ThreadPoolBuilder};
-
-create_exception!(
-    clair_apo._core,
-    UnknownKernel,
-    PyValueError,
-    "CLAIR_APO_KERNEL names instructions that this machine does not have."
-);
 
 /// How often signals are looked at while work is under way.
 pub const POLL: Duration = Duration::from_millis(50);
@@ -29,11 +21,11 @@ pub fn to_python(error: Error) -> PyErr {
     let text = error.to_string();
     match error {
         Error::NotText { .. } => PyTypeError::new_err(text),
-        Error::UnknownKernel { .. } => UnknownKernel::new_err(text),
         Error::LengthMismatch { .. }
         | Error::NotUtf8 { .. }
         | Error::Damaged { .. }
         | Error::UnknownEncoding { .. }
+        | Error::UnknownKernel { .. }
         | Error::TooMany { .. }
         | Error::Setting(_)
         | Error::BadTokenizer { .. }
