@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from clair_apo.errors import UsageError
+from clair_apo.flags import above_zero, named, not_negative, not_negative_float, positive, share
 
 if TYPE_CHECKING:
     from clair_apo.llm.prices import Price
@@ -271,45 +272,6 @@ def _endpoint_arguments(group: argparse._ArgumentGroup, who: str, prefix: str) -
     )
 
 
-def positive(text: object) -> int:
-    """A whole number of at least 1. These types take what YAML gives as well as text."""
-    number = _whole(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not a whole number of at least 1")
-    return number
-
-
-def not_negative(text: object) -> int:
-    number = _whole(text)
-    if number < 0:
-        raise argparse.ArgumentTypeError(f"{text} is not a whole number of at least 0")
-    return number
-
-
-def _whole(text: object) -> int:
-    try:
-        return int(str(text))
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number") from None
-
-
-def above_zero(text: object) -> float:
-    number = not_negative_float(text)
-    if number == 0:
-        raise argparse.ArgumentTypeError(f"{text} is not above 0")
-    return number
-
-
-def not_negative_float(text: object) -> float:
-    try:
-        number = float(str(text))
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number") from None
-    if not 0 <= number < float("inf"):
-        raise argparse.ArgumentTypeError(f"{text} is not a number of at least 0")
-    return number
-
-
 def band(text: object) -> tuple[float, float]:
     """`0.05..0.6` as a pair."""
     if isinstance(text, tuple | list) and len(text) == 2:
@@ -330,13 +292,6 @@ def share_band(text: object) -> tuple[float, float]:
     if pair[0] >= 1:
         raise argparse.ArgumentTypeError(f"{text!r} is a band that no revision can lie in; the most is 1")
     return pair
-
-
-def share(text: object) -> float:
-    number = above_zero(text)
-    if number > 1:
-        raise argparse.ArgumentTypeError(f"{text} is not above 0 and at most 1")
-    return number
 
 
 def price(text: object) -> Price:
@@ -372,13 +327,6 @@ def json_object(text: object) -> dict[str, Any]:
 
 def _no_constant(name: str) -> None:
     raise ValueError(f"{name} is not JSON")
-
-
-def named(text: object) -> str:
-    name = str(text).strip()
-    if not name or name == "local:":
-        raise argparse.ArgumentTypeError("the name is empty")
-    return name
 
 
 def key_from(variable: str | None) -> str | None:

@@ -1,0 +1,58 @@
+"""Types of flags for argparse. Each takes what YAML and Python give as well as text."""
+
+from __future__ import annotations
+
+import argparse
+
+
+def positive(text: object) -> int:
+    """A whole number of at least 1."""
+    number = _whole(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not a whole number of at least 1")
+    return number
+
+
+def not_negative(text: object) -> int:
+    number = _whole(text)
+    if number < 0:
+        raise argparse.ArgumentTypeError(f"{text} is not a whole number of at least 0")
+    return number
+
+
+def _whole(text: object) -> int:
+    try:
+        return int(str(text))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number") from None
+
+
+def above_zero(text: object) -> float:
+    number = not_negative_float(text)
+    if number == 0:
+        raise argparse.ArgumentTypeError(f"{text} is not above 0")
+    return number
+
+
+def not_negative_float(text: object) -> float:
+    try:
+        number = float(str(text))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number") from None
+    if not 0 <= number < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text} is not a number of at least 0")
+    return number
+
+
+def share(text: object) -> float:
+    number = above_zero(text)
+    if number > 1:
+        raise argparse.ArgumentTypeError(f"{text} is not above 0 and at most 1")
+    return number
+
+
+def named(text: object) -> str:
+    name = str(text).strip()
+    if not name or name == "local:":
+        raise argparse.ArgumentTypeError("the name is empty")
+    return name

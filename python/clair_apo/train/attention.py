@@ -1,0 +1,256 @@
+"""Attention over a microbatch of branches, plugged into transformers' `AttentionInterface`.
+
+Each token sees the tokens of its own branch up to itself, and the prefix of its pair. Three ways to compute
+that, chosen by the model's `attn_implementation`:
+
+- `clair-plain`: two calls of PyTorch's SDPA for each pair. The truth for the other two, and the CPU's way.
+- `clair-flex`: FlexAttention with one block mask for the whole microbatch.
+- `clair-varlen`: one call of variable-length attention, with keys and values of the prefix gathered once
+  for each branch. CUDA only. No mask exists.
+
+A model whose layers look back less far than the sequences are long, or do not attend at all, takes none of
+these: see `shares`.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from clair_apo.errors import ClairError
+
+if TYPE_CHECKING:
+    from clair_apo.train.packing import Branches
+
+PLAIN, FLEX, VARLEN = "clair-plain", "clair-flex", "clair-varlen"
+NAMES = {"plain": PLAIN, "flex": FLEX, "varlen": VARLEN}
+
+
+def register() -> None:
+    """Makes the three known to transformers."""
+    from transformers import AttentionInterface
+
+    for name, function in ((PLAIN, plain), (FLEX, flex), (VARLEN, varlen)):
+        AttentionInterface.register(name, function)
+
+
+def shares(config: Any, longest: int) -> str | None:
+    """Why a model with this config cannot share prefixes of sequences of up to `longest` tokens, or None.
+
+    Sharing needs full causal attention in every layer, or windows that no sequence outgrows.
+    """
+    text = config.get_text_config()
+    types = set(getattr(text, "layer_types", None) or ["full_attention"])
+    if other := types - {"full_attention", "sliding_attention"}:
+        return f"its layers are not all attention ({', '.join(sorted(other))})"
+    window = getattr(text, "sliding_window", None)
+    used = getattr(text, "use_sliding_window", True) and (
+        "sliding_attention" in types or not getattr(text, "layer_types", None)
+    )
+    if window and used and window < longest:
+        return f"its attention looks back {window} tokens, and sequences have up to {longest}"
+    return None
+
+
+def plain(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    *,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    softcap: float | None = None,
+    branches: tuple[Branches, ...] | None = None,
+    **kwargs: Any,
+) -> tuple[Tensor, None]:
+    """`query` [1, heads, T, d], `key`, `value` [1, key heads, T, d] -> [1, T, heads, d].
+
+    Raises: ClairError if the model gives no `branches`, that is, drops what it is called with.
+    """
+    _check(module, branches, kwargs)
+    groups = query.shape[1] // key.shape[1]
+    if groups > 1:
+        key, value = (x.repeat_interleave(groups, dim=1) for x in (key, value))
+    parts = []
+    for start, prefix, chosen, rejected in branches or ():
+        split = start + prefix + chosen
+        if split > start:
+            q, k, v = (x[:, :, start:split] for x in (query, key, value))
+            parts.append(_attend(q, k, v, scaling, dropout, softcap))
+        if rejected:
+            q = query[:, :, split : split + rejected]
+            k, v = (
+                torch.cat([x[:, :, start : start + prefix], x[:, :, split : split + rejected]], dim=2)
+                for x in (key, value)
+            )
+            parts.append(_attend(q, k, v, scaling, dropout, softcap))
+    return torch.cat(parts, dim=2).transpose(1, 2), None
+
+
+def _attend(
+    q: Tensor, k: Tensor, v: Tensor, scale: float | None, dropout: float, softcap: float | None
+) -> Tensor:
+    """Causal, the last query and the last key being the same token."""
+    before = k.shape[2] - q.shape[2]
+    if softcap is None:
+        mask = _lower_right(q.shape[2], k.shape[2], q.device) if before else None
+        return F.scaled_dot_product_attention(
+            q, k, v, attn_mask=mask, dropout_p=dropout, is_causal=not before, scale=scale
+        )
+    scale = q.shape[-1] ** -0.5 if scale is None else scale
+    scores = softcap * torch.tanh(q @ k.transpose(2, 3) * scale / softcap)
+    scores = scores.masked_fill(~_lower_right(q.shape[2], k.shape[2], q.device), float("-inf"))
+    weights = F.dropout(scores.float().softmax(-1).to(q.dtype), dropout)
+    return weights @ v
+
+
+@lru_cache(maxsize=4)  # the layers of one pass ask for the same ones
+def _lower_right(queries: int, keys: int, device: torch.device) -> Tensor:
+    return torch.ones(queries, keys, dtype=torch.bool, device=device).tril(keys - queries)
+
+
+def flex(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    *,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    softcap: float | None = None,
+    branches: tuple[Branches, ...] | None = None,
+    **kwargs: Any,
+) -> tuple[Tensor, None]:
+    """As `plain`. On a CPU FlexAttention has no backward pass, so there it serves tests only."""
+    from torch.nn.attention.flex_attention import flex_attention
+
+    _check(module, branches, kwargs)
+    if dropout:
+        raise ClairError("attention dropout is not possible with --attention flex; use plain")
+    mask = _block_mask(branches or (), query.shape[2], query.device)
+
+    def capped(score: Tensor, *_: Tensor) -> Tensor:
+        return softcap * torch.tanh(score / softcap) if softcap else score
+
+    attend = _compiled_flex() if query.is_cuda else flex_attention
+    out = attend(
+        query,
+        key,
+        value,
+        score_mod=capped if softcap else None,
+        block_mask=mask,
+        scale=scaling,
+        enable_gqa=query.shape[1] != key.shape[1],
+    )
+    return out.transpose(1, 2), None
+
+
+@lru_cache(maxsize=1)
+def _compiled_flex() -> Any:
+    from torch.nn.attention.flex_attention import flex_attention
+
+    return torch.compile(flex_attention, dynamic=True)
+
+
+@lru_cache(maxsize=2)
+def _block_mask(branches: tuple[Branches, ...], tokens: int, device: torch.device) -> Any:
+    from torch.nn.attention.flex_attention import create_block_mask
+
+    pair, branch = torch.empty(2, tokens, dtype=torch.int32)
+    for number, (start, prefix, chosen, rejected) in enumerate(branches):
+        pair[start : start + prefix + chosen + rejected] = number
+        lengths = torch.tensor([prefix, chosen, rejected])
+        branch[start : start + prefix + chosen + rejected] = torch.arange(
+            3, dtype=torch.int32
+        ).repeat_interleave(lengths)
+    pair, branch = pair.to(device), branch.to(device)
+
+    def sees(_: Tensor, __: Tensor, q: Tensor, kv: Tensor) -> Tensor:
+        own = (branch[kv] == 0) | (branch[kv] == branch[q])
+        return (kv <= q) & (pair[kv] == pair[q]) & own
+
+    return create_block_mask(sees, None, None, tokens, tokens, device=device)
+
+
+def varlen(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    *,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    softcap: float | None = None,
+    branches: tuple[Branches, ...] | None = None,
+    **kwargs: Any,
+) -> tuple[Tensor, None]:
+    """As `plain`, by `torch.nn.attention.varlen`: bf16 or fp16 on CUDA."""
+    from torch.nn.attention.varlen import varlen_attn
+
+    _check(module, branches, kwargs)
+    if dropout or softcap:
+        what = "attention dropout" if dropout else "a soft cap of attention scores"
+        raise ClairError(f"{what} is not possible with --attention varlen; use plain")
+    gather, queries, keys = varlen_layout(branches or (), query.device)
+    k, v = (x[0].transpose(0, 1)[gather] for x in (key, value))
+    out = varlen_attn(
+        query[0].transpose(0, 1),
+        k,
+        v,
+        queries.offsets,
+        keys.offsets,
+        queries.longest,
+        keys.longest,
+        scale=scaling,
+        window_size=(-1, 0),
+        enable_gqa=query.shape[1] != key.shape[1],
+    )
+    return out[None], None
+
+
+class Lengths:
+    """Sequences laid end to end: `offsets` int32 [n + 1], and the longest one's tokens."""
+
+    def __init__(self, lengths: list[int], device: torch.device) -> None:
+        self.offsets = torch.tensor([0, *lengths], device=device).cumsum(0).to(torch.int32)
+        self.longest = max(lengths, default=0)
+
+
+@lru_cache(maxsize=2)
+def varlen_layout(branches: tuple[Branches, ...], device: torch.device) -> tuple[Tensor, Lengths, Lengths]:
+    """Which tokens' keys and values are gathered, int64, and the sequences of queries and of keys.
+
+    Queries stay in their places: `prefix + chosen` of a pair is one causal sequence, and its rejected rest
+    one whose keys are those of the prefix and its own, aligned at their ends.
+    """
+    gather: list[Tensor] = []
+    queries, keys = [], []
+    for start, prefix, chosen, rejected in branches:
+        split = start + prefix + chosen
+        if split > start:
+            gather.append(torch.arange(start, split))
+            queries.append(split - start)
+            keys.append(split - start)
+        if rejected:
+            gather += [torch.arange(start, start + prefix), torch.arange(split, split + rejected)]
+            queries.append(rejected)
+            keys.append(prefix + rejected)
+    return torch.cat(gather).to(device), Lengths(queries, device), Lengths(keys, device)
+
+
+def _check(module: nn.Module, branches: object, kwargs: dict[str, Any]) -> None:
+    if branches is None:
+        raise ClairError(
+            f"{type(module).__name__} does not hand its arguments on to attention, so prefixes cannot be "
+            "shared; --no-share trains it without"
+        )
+    if kwargs.get("s_aux") is not None:
+        raise ClairError("attention with sinks cannot share prefixes; --no-share trains it without")

@@ -1,0 +1,131 @@
+"""The model and its tokenizer from where the user says, ready to be trained or to be the reference."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from clair_apo.errors import ClairError, UsageError
+from clair_apo.terminal import one_line
+from clair_apo.train import attention
+from clair_apo.train.packing import pack
+from clair_apo.train.policy import Policy, without_dropout
+
+if TYPE_CHECKING:
+    from clair_apo.train.options import TrainOptions
+    from clair_apo.train.packing import Pair
+
+
+def folder_of(model: str) -> str:
+    """What transformers takes for a name: a folder as it is, the embedded model's, or a name on the Hub."""
+    from clair_apo.llm.local import EMBEDDED, embedded_folder
+
+    kind, colon, name = model.partition(":")
+    if kind != "local" or not colon:
+        return model
+    return str(embedded_folder()) if name == EMBEDDED else name
+
+
+def load_tokenizer(model: str) -> Any:
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(folder_of(model))
+    except (OSError, ValueError, KeyError) as error:
+        raise _unreadable(model, "tokenizer", error) from error
+
+
+def load_model(model: str, dtype: torch.dtype) -> Any:
+    """A model of `AutoModelForCausalLM` without dropout, in `dtype`."""
+    from transformers import AutoModelForCausalLM
+
+    attention.register()
+    try:
+        loaded = AutoModelForCausalLM.from_pretrained(folder_of(model), dtype=dtype)
+    except (OSError, ValueError, KeyError) as error:
+        raise _unreadable(model, "model", error) from error
+    if getattr(loaded, "hf_quantizer", None) is not None:
+        raise ClairError(f"{one_line(model)} is quantised; train the model that it was made from")
+    without_dropout(loaded)
+    return loaded
+
+
+def with_adapters(model: Any, options: TrainOptions) -> Any:
+    """The model with LoRA adapters on every linear layer but the head, and nothing else to train."""
+    try:
+        from peft import LoraConfig, get_peft_model
+    except ImportError as error:
+        raise UsageError("--lora-rank needs peft: pip install peft") from error
+    rank = options.lora_rank
+    config = LoraConfig(
+        r=rank,
+        lora_alpha=options.lora_alpha or 2 * rank,
+        target_modules="all-linear",
+        task_type="CAUSAL_LM",
+    )
+    torch.manual_seed(options.seed)
+    return get_peft_model(model, config)
+
+
+def sharing(
+    model: Any, options: TrainOptions, longest: int, device: torch.device
+) -> tuple[bool, str | None]:
+    """Chooses how the model attends. Returns whether prefixes are shared, and why not if they cannot be."""
+    if options.no_share:
+        return False, None
+    why = attention.shares(model.config, longest)
+    if why is not None:
+        return False, why
+    name = options.attention
+    if name == "auto":
+        bf16 = device.type == "cuda" and options.dtype != "float32"
+        name = "varlen" if bf16 else "plain"
+    if device.type != "cuda" and name != "plain":
+        raise UsageError(f"--attention {name} trains on CUDA only; plain does everywhere")
+    model.set_attn_implementation(attention.NAMES[name])
+    return True, None
+
+
+def weights_hash(model: torch.nn.Module) -> str:
+    """SHA-256 over names, dtypes and bytes of all parameters."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        digest.update(tensor.detach().contiguous().cpu().flatten().view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def check_model(policy: Policy, pair: Pair, own_attention: str, tolerance: float) -> None:
+    """Compares a pair's log-probabilities, shared and by our head, with those of two passes of the model as
+    it is.
+
+    Raises: ClairError where they differ by more than `tolerance`, in nats a token.
+    """
+    from clair_apo.train import naive
+
+    device = policy.model.device
+    batch = pack([pair], share=policy.share).to(device)
+    used = policy.config._attn_implementation
+    with torch.no_grad():
+        _, *ours = policy(batch, lambda chosen, rejected, _: chosen)
+        policy.model.set_attn_implementation(own_attention)
+        theirs = naive.answer_logps(policy.model, [pair])
+    policy.model.set_attn_implementation(used)
+    tokens = max(1, len(pair.chosen) + len(pair.rejected))
+    worst = max(float((a - b.to(device)).abs()) for a, b in zip(ours, theirs, strict=True)) / tokens
+    if not worst <= tolerance:
+        raise ClairError(
+            f"the log-probabilities of {type(policy.model).__name__} differ by {worst:.2g} nats a "
+            "token from "
+            "those of its own logits: its attention or head does something that is not known here. "
+            "--no-share may train it; please report this model."
+        )
+
+
+def _unreadable(model: str, what: str, error: Exception) -> ClairError:
+    said = one_line(str(error), 300)
+    hint = "" if Path(folder_of(model)).exists() else " (no such folder, and not found on the Hub)"
+    return ClairError(f"{one_line(model)}: the {what} could not be loaded{hint}: {said}")

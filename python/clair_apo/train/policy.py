@@ -1,0 +1,116 @@
+"""The model that is trained, with our head inside its forward pass.
+
+The head's weight is used within the wrapped module's `forward`, so that what gathers parameters there
+(FSDP) and what waits for their gradients (DDP) sees it. A model that cannot share prefixes runs each
+answer by itself, padded at the end, which no earlier token sees."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from clair_apo.train.head import HeadShape, PairLosses, pair_losses
+
+if TYPE_CHECKING:
+    from clair_apo.train.packing import Packed
+
+
+class Policy(nn.Module):
+    """`causal_lm`: a model of `AutoModelForCausalLM`, possibly with adapters of peft around it.
+
+    `share`: whether pairs come with shared prefixes. `budget`: tokens whose activations are kept; in a
+    microbatch of more, so many of the last layers keep theirs as fit, and the others run twice.
+    """
+
+    def __init__(self, causal_lm: Any, *, share: bool = True, budget: int | None = None) -> None:
+        super().__init__()
+        self.causal_lm = causal_lm
+        self.share = share
+        self.budget = budget
+        plain = causal_lm.get_base_model() if hasattr(causal_lm, "get_base_model") else causal_lm
+        self._inner = [plain]  # in a list: it is a part of causal_lm already
+        self.head_shape = head_shape(plain.config)
+        self._layers = _prepare_layers(plain) if budget is not None else []
+
+    @property
+    def model(self) -> Any:
+        """The model of transformers, without adapters around it."""
+        return self._inner[0]
+
+    @property
+    def config(self) -> Any:
+        return self.model.config
+
+    def forward(self, batch: Packed, losses: PairLosses) -> tuple[Tensor, Tensor, Tensor]:
+        """The sum of the pairs' losses (float64, with the gradient), and the summed log-probabilities
+        of chosen and of rejected answers (float64 [pairs])."""
+        hidden = self.hidden(batch)[batch.rows]
+        head = self.model.get_output_embeddings()
+        return pair_losses(
+            hidden,
+            head.weight.to(hidden.dtype),
+            batch.targets,
+            batch.entries,
+            losses,
+            None if head.bias is None else head.bias.to(hidden.dtype),
+            self.head_shape,
+        )
+
+    def hidden(self, batch: Packed) -> Tensor:
+        """The last hidden rows of a microbatch, [T, H], behind the final norm."""
+        body = self.model.base_model
+        self._checkpoint(batch.tokens)
+        if self.share:
+            out = body(
+                input_ids=batch.input_ids,
+                position_ids=batch.position_ids,
+                branches=batch.branches,
+                use_cache=False,
+            )
+            return out.last_hidden_state[0]
+        lengths = [n for b in batch.branches for n in (b.chosen, b.rejected) if n]
+        sequences = batch.input_ids[0].split(lengths)
+        ids = nn.utils.rnn.pad_sequence(sequences, batch_first=True)
+        rows = body(input_ids=ids, use_cache=False).last_hidden_state
+        return torch.cat([row[:length] for row, length in zip(rows, lengths, strict=True)])
+
+    def _checkpoint(self, tokens: int) -> None:
+        """Has as many layers run twice as the budget of activations asks for."""
+        if self.budget is None:
+            return
+        count = len(self._layers)
+        twice = 0 if tokens <= self.budget else count - count * self.budget // tokens
+        for number, layer in enumerate(self._layers):
+            layer.gradient_checkpointing = number < twice
+
+
+def _prepare_layers(model: Any) -> list[Any]:
+    """The layers that can run twice, with what they need for it."""
+    from transformers.modeling_layers import GradientCheckpointingLayer
+
+    if not model.supports_gradient_checkpointing:
+        return []
+    model.gradient_checkpointing_enable({"use_reentrant": False})
+    return [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
+
+
+def without_dropout(model: nn.Module) -> None:
+    """Turns dropout off: with it policy and reference would differ before the first step."""
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+        for name in ("attention_dropout", "dropout"):
+            if isinstance(getattr(module, name, None), float):
+                setattr(module, name, 0.0)
+
+
+def head_shape(config: Any) -> HeadShape:
+    """What the config says of the head: `logit_scale` (Cohere), `logits_scaling` (Granite),
+    `final_logit_softcapping` (Gemma)."""
+    text = config.get_text_config()
+    scale = getattr(text, "logit_scale", None) or 1.0
+    if divisor := getattr(text, "logits_scaling", None):
+        scale = 1.0 / divisor
+    return HeadShape(float(scale), getattr(text, "final_logit_softcapping", None))
