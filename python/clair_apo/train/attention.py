@@ -74,9 +74,6 @@ def plain(
     Raises: ClairError if the model gives no `branches`, that is, drops what it is called with.
     """
     _check(module, branches, kwargs)
-    groups = query.shape[1] // key.shape[1]
-    if groups > 1:
-        key, value = (x.repeat_interleave(groups, dim=1) for x in (key, value))
     parts = []
     for start, prefix, chosen, rejected in branches or ():
         split = start + prefix + chosen
@@ -98,11 +95,20 @@ def _attend(
 ) -> Tensor:
     """Causal, the last query and the last key being the same token."""
     before = k.shape[2] - q.shape[2]
+    groups = q.shape[1] // k.shape[1]
     if softcap is None:
         mask = _lower_right(q.shape[2], k.shape[2], q.device) if before else None
         return F.scaled_dot_product_attention(
-            q, k, v, attn_mask=mask, dropout_p=dropout, is_causal=not before, scale=scale
+            q,
+            k,
+            v,
+            attn_mask=mask,
+            dropout_p=dropout,
+            is_causal=not before,
+            scale=scale,
+            enable_gqa=groups > 1,
         )
+    k, v = (x.repeat_interleave(groups, dim=1) for x in (k, v))
     scale = q.shape[-1] ** -0.5 if scale is None else scale
     scores = softcap * torch.tanh(q @ k.transpose(2, 3) * scale / softcap)
     scores = scores.masked_fill(~_lower_right(q.shape[2], k.shape[2], q.device), float("-inf"))
@@ -174,7 +180,8 @@ def _block_mask(branches: tuple[Branches, ...], tokens: int, device: torch.devic
 
     def sees(_: Tensor, __: Tensor, q: Tensor, kv: Tensor) -> Tensor:
         own = (branch[kv] == 0) | (branch[kv] == branch[q])
-        return (kv <= q) & (pair[kv] == pair[q]) & own
+        seen: Tensor = (kv <= q) & (pair[kv] == pair[q]) & own
+        return seen
 
     return create_block_mask(sees, None, None, tokens, tokens, device=device)
 
@@ -213,6 +220,7 @@ def varlen(
         window_size=(-1, 0),
         enable_gqa=query.shape[1] != key.shape[1],
     )
+    assert isinstance(out, Tensor)  # a tuple only where the log-sum-exp was asked for
     return out[None], None
 
 

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.distributed as dist
-import torch.distributed.checkpoint as dcp
+from torch.distributed import checkpoint as dcp
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
     get_model_state_dict,
@@ -67,7 +67,9 @@ class Checkpoints:
                 temporary.mkdir(parents=True)
             _barrier()
             weights, moments = get_state_dict(model, optimizer, options=_OPTIONS)
-            dcp.save({"model": weights, "optimizer": moments}, checkpoint_id=temporary)
+            dcp.save(  # type: ignore[attr-defined]
+                {"model": weights, "optimizer": moments}, checkpoint_id=temporary
+            )
             torch.save(_random_state(), temporary / f"random-{_rank()}.pt")
             _barrier()
             if _rank() == 0:
@@ -135,7 +137,9 @@ def load(path: Path, model: torch.nn.Module, optimizer: torch.optim.Optimizer) -
     state = read_state(path)
     weights, moments = get_state_dict(model, optimizer, options=_OPTIONS)
     try:
-        dcp.load({"model": weights, "optimizer": moments}, checkpoint_id=path)
+        dcp.load(  # type: ignore[attr-defined]
+            {"model": weights, "optimizer": moments}, checkpoint_id=path
+        )
     except (OSError, RuntimeError, KeyError, ValueError) as error:
         raise ClairError(f"{one_line(str(path))}: not a checkpoint of this model: {error}") from error
     set_state_dict(model, optimizer, model_state_dict=weights, optim_state_dict=moments, options=_OPTIONS)
@@ -197,7 +201,7 @@ _OPTIONS = StateDictOptions(ignore_frozen_params=True)
 def _random_state() -> dict[str, Any]:
     state: dict[str, Any] = {
         "python": random.getstate(),
-        "numpy": np.random.get_state(),  # noqa: NPY002
+        "numpy": np.random.get_state(),
         "torch": torch.get_rng_state(),
     }
     if torch.cuda.is_available():
@@ -207,7 +211,7 @@ def _random_state() -> dict[str, Any]:
 
 def _set_random_state(state: Mapping[str, Any]) -> None:
     random.setstate(state["python"])
-    np.random.set_state(state["numpy"])  # noqa: NPY002
+    np.random.set_state(state["numpy"])
     torch.set_rng_state(state["torch"])
     if "cuda" in state and torch.cuda.is_available():
         torch.cuda.set_rng_state(state["cuda"])

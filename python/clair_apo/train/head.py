@@ -157,11 +157,6 @@ class _Sink:
         if self.bias is not None:
             self.bias.add_(logits.sum(0))
 
-    def scale(self, factor: Tensor) -> None:
-        for gradient in (self.hidden, self.weight, self.bias):
-            if gradient is not None:
-                gradient.mul_(factor)
-
 
 def pair_sums(logps: Tensor, entries: Sequence[Entries]) -> tuple[Tensor, Tensor]:
     """Summed log-probabilities of chosen and rejected answers, float64 [pairs] each, from those of the
@@ -222,7 +217,7 @@ class _PairLosses(torch.autograd.Function):
         for pairs in _groups(entries, at_once):
             some = entries[pairs]
             first = some[0].start
-            parts = _parts(slice(first, some[-1].start + some[-1].count), at_once)
+            parts = _parts(slice(first, some[-1].start + some[-1].total), at_once)
             scored = []
             for part in parts:
                 softmax = _Softmax(head, hidden[part], targets[part])
@@ -251,9 +246,8 @@ class _PairLosses(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> Any:
         sink: _Sink = ctx.sink
         ctx.sink = None
-        # A scale of one, as without loss scaling, costs nothing.
-        if float(grads[0]) != 1.0:
-            sink.scale(grads[0])
+        # Scaling gradients that are made already would cost a pass over them: losses are scaled before.
+        torch._assert_async(grads[0] == 1)
         return sink.hidden, sink.weight, None, sink.bias, None, None, None, None
 
 
@@ -261,10 +255,10 @@ def _groups(entries: Sequence[Entries], at_once: int) -> list[slice]:
     """Runs of pairs with at most so many entries together, or one pair with more."""
     groups, first, held = [], 0, 0
     for number, entry in enumerate(entries):
-        if number > first and held + entry.count > at_once:
+        if number > first and held + entry.total > at_once:
             groups.append(slice(first, number))
             first, held = number, 0
-        held += entry.count
+        held += entry.total
     groups.append(slice(first, len(entries)))
     return groups
 

@@ -59,7 +59,7 @@ def with_adapters(model: Any, options: TrainOptions) -> Any:
         from peft import LoraConfig, get_peft_model
     except ImportError as error:
         raise UsageError("--lora-rank needs peft: pip install peft") from error
-    rank = options.lora_rank
+    rank = options.lora_rank or 0
     config = LoraConfig(
         r=rank,
         lora_alpha=options.lora_alpha or 2 * rank,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -30,7 +30,7 @@ def token_logps(
     return logits.log_softmax(-1).gather(1, targets[:, None])[:, 0]
 
 
-def answer_logps(model: torch.nn.Module, pairs: Sequence[Pair]) -> tuple[Tensor, Tensor]:
+def answer_logps(model: Any, pairs: Sequence[Pair]) -> tuple[Tensor, Tensor]:
     """Summed log-probabilities of chosen and rejected answers, float64 [pairs]: a pass of the model as it
     is for each answer, with nothing shared."""
 
@@ -38,7 +38,8 @@ def answer_logps(model: torch.nn.Module, pairs: Sequence[Pair]) -> tuple[Tensor,
         ids = torch.cat([prompt, answer])[None].long().to(model.device)
         answer = answer.to(model.device)
         logits = model(input_ids=ids, use_cache=False).logits[0, len(prompt) - 1 : -1]
-        return logits.float().log_softmax(-1).gather(1, answer.long()[:, None]).double().sum()
+        logps: Tensor = logits.float().log_softmax(-1)
+        return logps.gather(1, answer.long()[:, None]).double().sum()
 
     sides = [
         [of(torch.from_numpy(pair.prompt), torch.from_numpy(side)) for side in (pair.chosen, pair.rejected)]

@@ -53,7 +53,7 @@ class TrainOptions:
     warmup_ratio: float = 0.0
     max_grad_norm: float = 1.0
     lora_rank: int | None = None
-    lora_alpha: float | None = None
+    lora_alpha: int | None = None
     dtype: str = "auto"
     allow_bf16_updates: bool = False
     tokens_per_microbatch: int | None = None
@@ -280,7 +280,7 @@ def _held(group: argparse._ArgumentGroup) -> None:
     )
     group.add_argument(
         "--lora-alpha",
-        type=above_zero,
+        type=positive,
         metavar="A",
         help="their scale (default: twice the rank)",
     )

@@ -51,7 +51,7 @@ class Entries(NamedTuple):
     rejected: int
 
     @property
-    def count(self) -> int:
+    def total(self) -> int:
         return self.shared + self.chosen + self.rejected
 
 
@@ -70,11 +70,14 @@ class Packed:
     entries: tuple[Entries, ...]
 
     def to(self, device: torch.device | str) -> Packed:
-        moved = [
-            t.to(device, non_blocking=True)
-            for t in (self.input_ids, self.position_ids, self.rows, self.targets)
-        ]
-        return Packed(*moved, self.branches, self.entries)
+        return Packed(
+            self.input_ids.to(device, non_blocking=True),
+            self.position_ids.to(device, non_blocking=True),
+            self.rows.to(device, non_blocking=True),
+            self.targets.to(device, non_blocking=True),
+            self.branches,
+            self.entries,
+        )
 
     @property
     def tokens(self) -> int:
@@ -134,7 +137,7 @@ def pack(pairs: Sequence[Pair], *, share: bool = True) -> Packed:
         branches.append(here)
         entries.append(Entries(entry, shared, *counts))
         token = begins
-        entry += entries[-1].count
+        entry += entries[-1].total
 
     def tensor(parts: Sequence[NDArray[np.int32] | NDArray[np.int64]]) -> Tensor:
         return torch.from_numpy(np.concatenate(parts).astype(np.int64))

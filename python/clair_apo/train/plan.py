@@ -12,8 +12,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,11 +30,11 @@ class Microbatch:
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """One optimiser step as one process sees it; `pairs` is how many it has over all processes."""
+    """One optimiser step as one process sees it; `members` are its pairs over all processes."""
 
     number: int
     epoch: int
-    pairs: int
+    members: tuple[int, ...]
     microbatches: tuple[Microbatch, ...]
 
 
@@ -57,9 +61,9 @@ class Plan:
                 order = np.random.default_rng([self.seed, epoch]).permutation(len(self.tokens))
             start = number % each * self.batch_size
             members = order[start : start + self.batch_size]
-            yield Step(number, epoch, len(members), self._microbatches(members)[process])
+            yield Step(number, epoch, tuple(map(int, members)), self._microbatches(members)[process])
 
-    def _microbatches(self, members: Sequence[int] | np.ndarray) -> list[tuple[Microbatch, ...]]:
+    def _microbatches(self, members: NDArray[np.int64]) -> list[tuple[Microbatch, ...]]:
         dealt = self._deal(members)
         cut = [self._cut(own, 1) for own in dealt]
         count = max(map(len, cut))
@@ -73,7 +77,7 @@ class Plan:
             result.append(tuple(batches))
         return result
 
-    def _deal(self, members: Sequence[int] | np.ndarray) -> list[list[int]]:
+    def _deal(self, members: NDArray[np.int64]) -> list[list[int]]:
         """Longest first, each to the process with the fewest tokens so far."""
         dealt: list[list[int]] = [[] for _ in range(self.processes)]
         held = [0] * self.processes

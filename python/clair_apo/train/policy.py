@@ -6,10 +6,12 @@ answer by itself, padded at the end, which no earlier token sees."""
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from clair_apo.train.head import HeadShape, PairLosses, pair_losses
 
@@ -22,17 +24,30 @@ class Policy(nn.Module):
 
     `share`: whether pairs come with shared prefixes. `budget`: tokens whose activations are kept; in a
     microbatch of more, so many of the last layers keep theirs as fit, and the others run twice.
+    `autocast`: dtype of products, where it is not the weights'.
     """
 
-    def __init__(self, causal_lm: Any, *, share: bool = True, budget: int | None = None) -> None:
+    def __init__(
+        self,
+        causal_lm: Any,
+        *,
+        share: bool = True,
+        budget: int | None = None,
+        autocast: torch.dtype | None = None,
+    ) -> None:
         super().__init__()
+        self.autocast = autocast
         self.causal_lm = causal_lm
         self.share = share
         self.budget = budget
         plain = causal_lm.get_base_model() if hasattr(causal_lm, "get_base_model") else causal_lm
         self._inner = [plain]  # in a list: it is a part of causal_lm already
         self.head_shape = head_shape(plain.config)
-        self._layers = _prepare_layers(plain) if budget is not None else []
+        self.layers = _layers(plain)
+        if budget is not None:
+            # What transformers' own switch does, layer by layer; that one is renamed in the versions we take.
+            for layer in self.layers:
+                layer._gradient_checkpointing_func = partial(checkpoint, use_reentrant=False)
 
     @property
     def model(self) -> Any:
@@ -46,15 +61,18 @@ class Policy(nn.Module):
     def forward(self, batch: Packed, losses: PairLosses) -> tuple[Tensor, Tensor, Tensor]:
         """The sum of the pairs' losses (float64, with the gradient), and the summed log-probabilities
         of chosen and of rejected answers (float64 [pairs])."""
-        hidden = self.hidden(batch)[batch.rows]
+        device = batch.input_ids.device.type
+        with torch.autocast(device, self.autocast, enabled=self.autocast is not None):
+            hidden = self.hidden(batch)[batch.rows]
         head = self.model.get_output_embeddings()
+        dtype = self.autocast or head.weight.dtype
         return pair_losses(
-            hidden,
-            head.weight.to(hidden.dtype),
+            hidden.to(dtype),
+            head.weight.to(dtype),
             batch.targets,
             batch.entries,
             losses,
-            None if head.bias is None else head.bias.to(hidden.dtype),
+            None if head.bias is None else head.bias.to(dtype),
             self.head_shape,
         )
 
@@ -69,30 +87,30 @@ class Policy(nn.Module):
                 branches=batch.branches,
                 use_cache=False,
             )
-            return out.last_hidden_state[0]
+            rows: Tensor = out.last_hidden_state[0]
+            return rows
         lengths = [n for b in batch.branches for n in (b.chosen, b.rejected) if n]
-        sequences = batch.input_ids[0].split(lengths)
+        sequences = list(torch.split(batch.input_ids[0], lengths))
         ids = nn.utils.rnn.pad_sequence(sequences, batch_first=True)
-        rows = body(input_ids=ids, use_cache=False).last_hidden_state
-        return torch.cat([row[:length] for row, length in zip(rows, lengths, strict=True)])
+        padded = body(input_ids=ids, use_cache=False).last_hidden_state
+        return torch.cat([row[:length] for row, length in zip(padded, lengths, strict=True)])
 
     def _checkpoint(self, tokens: int) -> None:
         """Has as many layers run twice as the budget of activations asks for."""
         if self.budget is None:
             return
-        count = len(self._layers)
+        count = len(self.layers)
         twice = 0 if tokens <= self.budget else count - count * self.budget // tokens
-        for number, layer in enumerate(self._layers):
+        for number, layer in enumerate(self.layers):
             layer.gradient_checkpointing = number < twice
 
 
-def _prepare_layers(model: Any) -> list[Any]:
-    """The layers that can run twice, with what they need for it."""
+def _layers(model: Any) -> list[Any]:
+    """The model's decoder layers: what runs twice or is sharded as a whole."""
     from transformers.modeling_layers import GradientCheckpointingLayer
 
     if not model.supports_gradient_checkpointing:
         return []
-    model.gradient_checkpointing_enable({"use_reentrant": False})
     return [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
 
 

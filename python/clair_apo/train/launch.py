@@ -1,0 +1,132 @@
+"""Processes and devices: what Accelerate launched, and how the model is spread over it.
+
+Accelerate places and launches; the wrapping is done here, by PyTorch itself, so that two processes on CPUs
+run the code that GPUs run. What a launch setting asks for and is not in force is an error, since
+Accelerate drops some settings without a word (a plugin for FSDP on CPUs, for one).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from clair_apo.errors import UsageError
+
+if TYPE_CHECKING:
+    from clair_apo.train.options import TrainOptions
+    from clair_apo.train.policy import Policy
+
+
+class Processes:
+    """The processes of this run; `rank` 0 is the one that speaks and writes."""
+
+    def __init__(self, accelerator: Any) -> None:
+        self.accelerator = accelerator
+        self.device: torch.device = accelerator.device
+        self.rank: int = accelerator.process_index
+        self.count: int = accelerator.num_processes
+
+    @property
+    def first(self) -> bool:
+        return self.rank == 0
+
+    def wait(self) -> None:
+        if self.count > 1:
+            self.accelerator.wait_for_everyone()
+
+    def sum(self, values: torch.Tensor) -> torch.Tensor:
+        """The sum over all processes."""
+        if self.count > 1:
+            dist.all_reduce(values)
+        return values
+
+    def any(self, flag: bool) -> bool:
+        """Whether it is so in any process."""
+        if self.count == 1:
+            return flag
+        return bool(self.sum(torch.tensor(float(flag), device=self.device)).item())
+
+
+def start(options: TrainOptions) -> Processes:
+    """Joins the other processes of the launch.
+
+    Raises: UsageError where the launch asks for what this trainer does not do, or does otherwise.
+    """
+    asked = os.environ.get
+    if _on(asked("ACCELERATE_USE_DEEPSPEED")):
+        raise UsageError("DeepSpeed is not supported: --sharding fsdp spreads weights over processes")
+    if _on(asked("ACCELERATE_USE_MEGATRON_LM")):
+        raise UsageError("Megatron-LM is not supported: --sharding fsdp spreads weights instead")
+    precision = asked("ACCELERATE_MIXED_PRECISION", "no")
+    # Accelerate would wrap nothing of ours in it, so it is left out of its sight.
+    os.environ["ACCELERATE_MIXED_PRECISION"] = "no"
+    from accelerate import Accelerator
+
+    accelerator = Accelerator(log_with=list(options.report_to) or None, project_dir=options.output_dir)
+    processes = Processes(accelerator)
+    cuda = processes.device.type == "cuda"
+    in_force = "bf16" if cuda and options.dtype == "auto" else "no"
+    if precision not in ("no", in_force) and not (precision == "bf16" and options.dtype == "bfloat16"):
+        raise UsageError(
+            f"the launch asks for mixed precision {precision}, but --dtype {options.dtype} means "
+            f"{in_force} here; launch with --mixed_precision no, and set --dtype"
+        )
+    if processes.count == 1 and options.sharding != "auto":
+        raise UsageError(
+            f"--sharding {options.sharding} needs several processes, and this is one: "
+            "accelerate launch --num_processes N -m clair_apo.train …"
+        )
+    if _on(asked("ACCELERATE_USE_FSDP")) and options.sharding == "ddp":
+        raise UsageError("the launch asks for FSDP, and --sharding for ddp; leave one of them out")
+    return processes
+
+
+def sharded(options: TrainOptions, processes: Processes) -> bool:
+    """Whether weights are spread over the processes: as --sharding or else the launch says."""
+    if processes.count == 1:
+        return False
+    if options.sharding == "auto":
+        return _on(os.environ.get("ACCELERATE_USE_FSDP"))
+    return options.sharding == "fsdp"
+
+
+def wrap(policy: Policy, options: TrainOptions, processes: Processes) -> nn.Module:
+    """The policy as this run's processes hold it: alone, as DDP's replica, or sharded (FSDP2) layer by
+    layer with the embedding and the head in one group around them."""
+    if processes.count == 1:
+        return policy
+    if not sharded(options, processes):
+        ids = [processes.device.index] if processes.device.type == "cuda" else None
+        return nn.parallel.DistributedDataParallel(
+            policy, device_ids=ids, broadcast_buffers=False, gradient_as_bucket_view=True
+        )
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+
+    mesh = init_device_mesh(processes.device.type, (processes.count,))
+    precision = MixedPrecisionPolicy(reduce_dtype=torch.float32)
+    for layer in policy.layers:
+        fully_shard(layer, mesh=mesh, mp_policy=precision)
+    fully_shard(policy, mesh=mesh, mp_policy=precision)
+    return policy
+
+
+@contextlib.contextmanager
+def accumulating(module: nn.Module, last: bool) -> Iterator[None]:
+    """Around a forward and backward pass: replicas exchange gradients behind the last one only. Shards
+    exchange them behind each, since whole gradients would need the memory that sharding saves."""
+    if isinstance(module, nn.parallel.DistributedDataParallel) and not last:
+        with module.no_sync():
+            yield
+    else:
+        yield
+
+
+def _on(value: str | None) -> bool:
+    return (value or "").lower() in ("1", "true", "yes", "on")

@@ -1,0 +1,206 @@
+"""Shared prefixes, attention and head against separate passes of the model as it is."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from clair_apo.errors import ClairError
+from clair_apo.train import attention, naive
+from clair_apo.train.head import HeadShape, pair_losses, token_logps
+from clair_apo.train.packing import pack
+from clair_apo.train.policy import Policy
+
+from tiny_models import FAMILIES, VOCABULARY, some_pairs, tiny_model
+
+attention.register()
+
+
+def objective(chosen: torch.Tensor, rejected: torch.Tensor, part: slice) -> torch.Tensor:
+    """Separable, not linear, and different for each pair."""
+    factors = torch.arange(1, 7, dtype=torch.float64)[part]
+    return factors * (torch.tanh(chosen / 50) - 0.7 * torch.tanh(rejected / 40))
+
+
+def gradients(model: Any) -> dict[str, torch.Tensor]:
+    return {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("share", [True, False])
+def test_log_probabilities_and_gradients_are_those_of_separate_passes(family: str, share: bool) -> None:
+    pairs = some_pairs()
+    model = tiny_model(family)
+    chosen, rejected = naive.answer_logps(model, pairs)
+    expected = objective(chosen, rejected, slice(0, len(pairs))).sum()
+    expected.backward()
+    wanted = gradients(model)
+    model.zero_grad()
+
+    if share:
+        model.set_attn_implementation(attention.PLAIN)
+    policy = Policy(model, share=share)
+    loss, of_chosen, of_rejected = policy(pack(pairs, share=share), objective)
+    loss.backward()
+    torch.testing.assert_close(of_chosen, chosen.detach(), rtol=1e-6, atol=2e-5)
+    torch.testing.assert_close(of_rejected, rejected.detach(), rtol=1e-6, atol=2e-5)
+    torch.testing.assert_close(loss, expected.detach(), rtol=1e-6, atol=1e-6)
+    found = gradients(model)
+    assert found.keys() == wanted.keys()
+    for name, gradient in wanted.items():
+        torch.testing.assert_close(found[name], gradient, rtol=1e-4, atol=1e-5, msg=name)
+
+
+@pytest.mark.parametrize("family", ["Llama", "Gemma2"])
+def test_flex_equals_plain(family: str) -> None:
+    """Forward only: on a CPU FlexAttention has no backward pass."""
+    model = tiny_model(family)
+    batch = pack(some_pairs())
+    found = []
+    for name in (attention.PLAIN, attention.FLEX):
+        model.set_attn_implementation(name)
+        with torch.no_grad():
+            found.append(Policy(model).hidden(batch))
+    torch.testing.assert_close(found[1], found[0], rtol=1e-4, atol=1e-4)
+
+
+def test_varlen_gathers_what_plain_attends_to(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The real call needs CUDA; here a plain stand-in runs on the same layout."""
+
+    def stand_in(
+        q: torch.Tensor,
+        k: torch.Tensor,
+        v: torch.Tensor,
+        of_q: torch.Tensor,
+        of_k: torch.Tensor,
+        longest_q: int,
+        longest_k: int,
+        *,
+        scale: float,
+        window_size: tuple[int, int],
+        enable_gqa: bool,
+    ) -> torch.Tensor:
+        assert window_size == (-1, 0)
+        assert enable_gqa
+        assert longest_q == int(of_q.diff().max())
+        assert longest_k == int(of_k.diff().max())
+        out = []
+        for (a, b), (c, d) in zip(of_q.unfold(0, 2, 1), of_k.unfold(0, 2, 1), strict=True):
+            mask = torch.ones(int(b - a), int(d - c), dtype=torch.bool).tril(int(d - c) - int(b - a))
+            one = torch.nn.functional.scaled_dot_product_attention(
+                *(x.transpose(0, 1)[None] for x in (q[a:b], k[c:d], v[c:d])),
+                attn_mask=mask,
+                scale=scale,
+                enable_gqa=True,
+            )
+            out.append(one[0].transpose(0, 1))
+        return torch.cat(out)
+
+    monkeypatch.setattr("torch.nn.attention.varlen.varlen_attn", stand_in)
+    model = tiny_model("Llama")
+    batch = pack(some_pairs())
+    found = []
+    for name in (attention.PLAIN, attention.VARLEN):
+        model.set_attn_implementation(name)
+        with torch.no_grad():
+            found.append(Policy(model).hidden(batch))
+    torch.testing.assert_close(found[1], found[0], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("changes", "word"),
+    [
+        ({"family": "Mistral", "sliding_window": 8}, "looks back 8 tokens"),
+        ({"family": "Mistral", "sliding_window": 64}, None),
+        ({"family": "Gemma2", "sliding_window": 8}, "looks back 8 tokens"),
+        ({"family": "Qwen2", "sliding_window": 8, "use_sliding_window": False}, None),
+        ({"family": "Llama"}, None),
+    ],
+)
+def test_a_window_shorter_than_the_sequences_is_not_shared(changes: dict[str, Any], word: str | None) -> None:
+    why = attention.shares(tiny_model(**changes).config, 64)
+    assert (why is None) if word is None else (word in str(why))
+
+
+def test_a_model_that_drops_its_arguments_is_refused() -> None:
+    query = torch.zeros(1, 2, 3, 4)
+    with pytest.raises(ClairError, match="--no-share"):
+        attention.plain(torch.nn.Identity(), query, query, query, None)
+
+
+@pytest.mark.parametrize("budget", [None, 1, 30, 50, 1000])
+def test_running_layers_twice_changes_nothing(budget: int | None) -> None:
+    model = tiny_model("Llama")
+    model.set_attn_implementation(attention.PLAIN)
+    model.train()
+    policy = Policy(model, budget=budget)
+    batch = pack(some_pairs())
+    policy(batch, objective)[0].backward()
+    found = gradients(model)
+    twice = [layer.gradient_checkpointing for layer in policy.layers]
+    kept = {None: 3, 1: 0, 30: 1, 50: 2, 1000: 3}[budget]
+    assert twice == [True] * (3 - kept) + [False] * kept
+    if budget is not None:
+        model.zero_grad()
+        Policy(model)(batch, objective)[0].backward()
+        for name, gradient in gradients(model).items():
+            torch.testing.assert_close(found[name], gradient, rtol=0, atol=0, msg=name)
+
+
+@pytest.mark.parametrize("shape", [HeadShape(), HeadShape(0.3, None), HeadShape(1.7, 5.0)])
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("chunk_rows", [1, 7, 1000])
+def test_token_logps_equals_full_logits(shape: HeadShape, bias: bool, chunk_rows: int) -> None:
+    torch.manual_seed(1)
+    hidden = torch.randn(23, 16, requires_grad=True)
+    weight = torch.randn(VOCABULARY, 16, requires_grad=True)
+    offset = torch.randn(VOCABULARY, requires_grad=True) if bias else None
+    targets = torch.randint(VOCABULARY, (23,))
+    leaves = [x for x in (hidden, weight, offset) if x is not None]
+    upstream = torch.randn(23)
+
+    expected = naive.token_logps(hidden, weight, targets, offset, shape.scale, shape.softcap)
+    wanted = torch.autograd.grad(expected, leaves, upstream)
+    found = token_logps(hidden, weight, targets, offset, shape, 4 * VOCABULARY * chunk_rows)
+    got = torch.autograd.grad(found, leaves, upstream)
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+    for a, b in zip(got, wanted, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("chunk_rows", [1, 9, 1000])
+def test_gradients_of_the_forward_pass_equal_those_of_autograd(chunk_rows: int) -> None:
+    torch.manual_seed(2)
+    batch = pack(some_pairs())
+    count = len(batch.targets)
+    hidden = torch.randn(count, 16, requires_grad=True)
+    weight = torch.randn(VOCABULARY, 16, requires_grad=True)
+    loss, chosen, rejected = pair_losses(
+        hidden, weight, batch.targets, batch.entries, objective, chunk_bytes=4 * VOCABULARY * chunk_rows
+    )
+    got = torch.autograd.grad(loss, (hidden, weight))
+
+    logps = naive.token_logps(hidden, weight, batch.targets).double()
+    sums = []
+    for start, shared, own, other in batch.entries:
+        both, split = logps[start : start + shared].sum(), start + shared + own
+        sums.append((both + logps[start + shared : split].sum(), both + logps[split : split + other].sum()))
+    of_chosen, of_rejected = (torch.stack(side) for side in zip(*sums, strict=True))
+    expected = objective(of_chosen, of_rejected, slice(0, len(sums))).sum()
+    wanted = torch.autograd.grad(expected, (hidden, weight))
+    torch.testing.assert_close(loss, expected)
+    torch.testing.assert_close(chosen, of_chosen.detach(), rtol=1e-6, atol=1e-5)
+    torch.testing.assert_close(rejected, of_rejected.detach(), rtol=1e-6, atol=1e-5)
+    for a, b in zip(got, wanted, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+
+
+def test_a_loss_that_is_scaled_afterwards_is_refused() -> None:
+    batch = pack(some_pairs())
+    hidden = torch.randn(len(batch.targets), 16, requires_grad=True)
+    weight = torch.randn(VOCABULARY, 16)
+    loss, _, _ = pair_losses(hidden, weight, batch.targets, batch.entries, objective)
+    with pytest.raises(RuntimeError):
+        (2 * loss).backward()
