@@ -117,6 +117,34 @@ def wrap(policy: Policy, options: TrainOptions, processes: Processes) -> nn.Modu
     return policy
 
 
+class Trackers:
+    """What --report-to names, through Accelerate. Opened by the first process only."""
+
+    def __init__(self, options: TrainOptions, processes: Processes) -> None:
+        self._accelerator = processes.accelerator if options.report_to else None
+        self._options = options
+
+    def __enter__(self) -> Trackers:
+        if self._accelerator is not None:
+            # Trackers take numbers and text only.
+            plain = {
+                k: v if isinstance(v, int | float | str) else str(v)
+                for k, v in self._options.as_dict().items()
+            }
+            self._accelerator.init_trackers("clair-apo", config=plain)
+        return self
+
+    def log(self, record: dict[str, Any]) -> None:
+        """One object of metrics.jsonl."""
+        if self._accelerator is not None:
+            values = {name: value for name, value in record.items() if name != "step"}
+            self._accelerator.log(values, step=record["step"])
+
+    def __exit__(self, *_: object) -> None:
+        if self._accelerator is not None:
+            self._accelerator.end_training()
+
+
 @contextlib.contextmanager
 def accumulating(module: nn.Module, last: bool) -> Iterator[None]:
     """Around a forward and backward pass: replicas exchange gradients behind the last one only. Shards

@@ -299,7 +299,7 @@ def _held(group: argparse._ArgumentGroup) -> None:
         "--tokens-per-microbatch",
         type=positive,
         metavar="N",
-        help="run over at a time in each process (default: 4096 on CUDA, 2048 on a CPU)",
+        help="run over at a time in each process (default: 4096 on CUDA, 1024 on a CPU)",
     )
     group.add_argument(
         "--activation-budget",

@@ -1,0 +1,306 @@
+"""One training run from flags to a folder: what comes in which order."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+from clair_apo.train.metrics import MetricsFile, StepMetrics
+from clair_apo.train.objectives import Objective, ObjectiveOptions
+from clair_apo.train.tokens import Mismatched, Tokenised, TokenPairs, check_vocabulary, tokenise
+from clair_apo.train.view import View
+
+from clair_apo.errors import EXIT_INTERRUPTED, ClairError, StoppedEarly, UsageError
+from clair_apo.terminal import one_line
+from clair_apo.train import checkpoint, launch
+from clair_apo.train.checkpoint import Checkpoints, Progress
+from clair_apo.train.guard import Stop, alone, in_words
+from clair_apo.train.launch import Processes
+from clair_apo.train.load import (
+    check_model,
+    load_model,
+    load_tokenizer,
+    sharing,
+    weights_hash,
+    with_adapters,
+)
+from clair_apo.train.loop import Data, Loop, Stopped
+from clair_apo.train.optim import make_optimizer
+from clair_apo.train.options import TrainOptions
+from clair_apo.train.outputs import Facts, finish, hardware, now, versions
+from clair_apo.train.packing import packed_tokens
+from clair_apo.train.plan import Plan
+from clair_apo.train.policy import Policy
+from clair_apo.train.reference import Key, References
+
+# What may change from one start of a run to the next: how it is shown and saved, and what gives the same
+# steps in another way.
+FREE = frozenset(
+    ["output_dir", "resume", "save_steps", "save_total_limit", "logging_steps", "eval_pairs", "eval_steps"]
+    + ["report_to", "push_to_hub", "tokens_per_microbatch", "activation_budget", "attention", "no_share"]
+    + ["sharding", "reference", "pairs"]  # what the pairs hold is compared, not where they lie
+)
+# Nats a token that two ways of computing the same log-probability may differ by, and how far the first loss
+# may lie from theory.
+TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 0.05}
+FIRST_LOSS = {torch.float32: 1e-3, torch.bfloat16: 0.05}
+
+
+def train(options: TrainOptions) -> dict[str, Any]:
+    """Trains, and writes the model and what there is to know about the run to `options.output_dir`.
+
+    Returns: what train.json holds. Raises: UsageError for settings that cannot be meant; ClairError where it
+    cannot go on, with what to change; with exit status 130 or 3 where it was asked to stop, which leaves a
+    checkpoint.
+    """
+    options.check()
+    processes = launch.start(options)
+    with in_words(options), alone(options.directory, processes), Stop() as stop:
+        return _Run(options, processes, stop).run()
+
+
+class _Run:
+    def __init__(self, options: TrainOptions, processes: Processes, stop: Stop) -> None:
+        self.options, self.processes, self.stop = options, processes, stop
+        self.view = View(quiet=options.quiet or not processes.first)
+        self.checkpoints = Checkpoints(options.directory / "checkpoints", options.save_total_limit)
+        self.cuda = processes.device.type == "cuda"
+        self.dtype = torch.bfloat16 if options.dtype == "bfloat16" else torch.float32
+        self.autocast = torch.bfloat16 if self.cuda and options.dtype == "auto" else None
+
+    def run(self) -> dict[str, Any]:
+        resumed = self._resumed()
+        self.options = options = self._with_objective()
+        tokenizer = load_tokenizer(options.model)
+        objective = Objective(ObjectiveOptions.of(options))
+        found = self._tokens(options.pairs, tokenizer, objective)
+        held_out = self._tokens(options.eval_pairs, tokenizer, objective) if options.eval_pairs else None
+        longest = max(f.pairs.longest() for f in (found, held_out) if f is not None)
+
+        policy = self._policy(tokenizer, longest, train=True)
+        wants_reference = objective.needs_reference
+        cached = self.model_hash if wants_reference and options.reference == "cached" else None
+        data = self._data(found.pairs, policy, objective, cached)
+        evaluation = self._data(held_out.pairs, policy, objective, cached) if held_out else None
+        steps = data.plan.steps_per_epoch * options.num_train_epochs
+        steps = min(steps, options.max_steps or steps)
+        facts = self._facts(found, objective, steps)
+        if resumed:
+            checkpoint.check_settings(resumed, self._settings(facts))
+        if self.processes.first:
+            facts.write(options.directory)
+        self.view.header(facts)
+        self.view.samples(found.pairs, tokenizer)
+        if not resumed:
+            shortest = found.pairs[int(np.argmin(data.plan.tokens))]
+            check_model(policy, shortest, TOLERANCE[self.autocast or self.dtype])
+        live = None
+        if wants_reference and cached is None:
+            live = launch.wrap(self._policy(tokenizer, longest, train=False), options, self.processes)
+        module = launch.wrap(policy, options, self.processes)
+        optimizer = make_optimizer(policy.parameters(), options)
+        loop = Loop(options, objective, policy, module, optimizer, self.processes, live, self.stop.asked)
+        self._references(loop, data, evaluation, steps)
+        progress = Progress(0, 0, 0.0)
+        if resumed:
+            progress = checkpoint.load(resumed, policy, optimizer)
+        progress = self._steps(loop, data, evaluation, progress, steps, facts)
+        result = finish(policy, tokenizer, facts, options, self.processes)
+        self.view.closing(result)
+        return result
+
+    # --- what a run needs ------------------------------------------------------------------------
+
+    def _resumed(self) -> Any:
+        """The checkpoint to go on from; None for a new run."""
+        options = self.options
+        if options.resume is not None:
+            return self.checkpoints.find(options.resume)
+        if (options.directory / "metrics.jsonl").exists():
+            raise UsageError(
+                f"{one_line(options.output_dir)} holds a run already: --resume goes on with it; a new one "
+                "takes another --output-dir"
+            )
+        return None
+
+    def _with_objective(self) -> TrainOptions:
+        """`auto` replaced by what the evidence of the table says."""
+        if self.options.objective != "auto":
+            return self.options
+        from clair_apo.train.advise import advise
+
+        advice = advise(self.options.pairs, self.options.model)
+        self.view.say(advice.text())
+        chosen = replace(self.options, objective=advice.objective)
+        chosen.check()
+        return chosen
+
+    def _tokens(self, file: str, tokenizer: Any, objective: Objective) -> Tokenised:
+        options = self.options
+        with self.view.bar("tokens") as advance:
+            found = tokenise(
+                file,
+                tokenizer,
+                max_length=options.max_length,
+                max_prompt_length=options.max_prompt_length,
+                unpaired=objective.unpaired,
+                on_progress=advance,
+            )
+        if not len(found.pairs):
+            raise ClairError(f"{one_line(file)}: no row is left to train on: {found.reasons()}")
+        return found
+
+    def _policy(self, tokenizer: Any, longest: int, *, train: bool) -> Policy:
+        options = self.options
+        model = load_model(options.model, self.dtype)
+        if train:
+            self.model_hash = weights_hash(model)
+        check_vocabulary(tokenizer, model.get_output_embeddings().weight.shape[0])
+        shares, why = sharing(model, options, longest, self.processes.device)
+        if why is not None and train:
+            self.view.say(f"prefixes are not shared: {why}")
+        if options.lora_rank and train:
+            model = with_adapters(model, options)
+        policy = Policy(model, share=shares, budget=self._activation_budget(), autocast=self.autocast)
+        policy.train(train).requires_grad_(train and not options.lora_rank)
+        if options.lora_rank and train:
+            for name, parameter in policy.named_parameters():
+                parameter.requires_grad_("lora_" in name)
+        return policy.to(self.processes.device)
+
+    def _budget(self) -> int:
+        return self.options.tokens_per_microbatch or (4096 if self.cuda else 1024)
+
+    def _activation_budget(self) -> int:
+        return self.options.activation_budget or self._budget()
+
+    def _data(self, pairs: TokenPairs, policy: Policy, objective: Objective, weights: str | None) -> Data:
+        """`weights`: the hash of the reference's, where its log-probabilities are cached."""
+        options = self.options
+
+        def planned(some: Any) -> Data:
+            tokens = [packed_tokens(some[i], share=policy.share) for i in range(len(some))]
+            plan = Plan(tokens, options.batch_size, self._budget(), options.seed, self.processes.count)
+            key = weights and Key(weights, str(self.autocast or self.dtype))
+            references = References(key, some.hashes()) if key else None
+            return Data(some, plan, references)
+
+        data = planned(pairs)
+        if objective.needs_mismatched:
+            # Planned as the pairs themselves are: a microbatch of the one is a microbatch of the other.
+            other = planned(Mismatched(pairs))
+            data.mismatched = Data(other.pairs, data.plan, other.references)
+        return data
+
+    def _references(self, loop: Loop, data: Data, evaluation: Data | None, steps: int) -> None:
+        parts = [(data, steps), (data.mismatched, steps)]
+        if evaluation is not None:
+            every = evaluation.plan.steps_per_epoch
+            parts += [(evaluation, every), (evaluation.mismatched, every)]
+        try:
+            for part, wanted in parts:
+                if part is not None and part.references is not None:
+                    with self.view.bar("reference") as advance:
+                        loop.find_references(part, wanted, advance)
+        except Stopped:
+            raise self._stopped("in the reference pass; what was computed is kept") from None
+
+    def _facts(self, found: Tokenised, objective: Objective, steps: int) -> Facts:
+        options = self.options
+        return Facts(
+            model=options.model,
+            model_hash=self.model_hash,
+            pairs=options.pairs,
+            pairs_hash=found.pairs.content_hash(),
+            rows=found.rows,
+            pairs_used=len(found.pairs),
+            dropped=found.counts(),
+            objective=options.objective,
+            initial_loss=objective.initial_loss,
+            steps=steps,
+            settings=options.as_dict(),
+            processes=self.processes.count,
+            hardware=hardware(self.processes.device),
+            versions=versions(),
+            started_at=now(),
+        )
+
+    def _settings(self, facts: Facts) -> dict[str, Any]:
+        """What must be the same for a checkpoint to go on."""
+        own = {name: value for name, value in self.options.as_dict().items() if name not in FREE}
+        return {**own, "pairs_hash": facts.pairs_hash, "model_hash": facts.model_hash}
+
+    # --- steps -----------------------------------------------------------------------------------
+
+    def _steps(
+        self,
+        loop: Loop,
+        data: Data,
+        evaluation: Data | None,
+        progress: Progress,
+        steps: int,
+        facts: Facts,
+    ) -> Progress:
+        options, processes = self.options, self.processes
+        every = options.eval_steps or max(1, steps // 10)
+        file = MetricsFile(options.directory / "metrics.jsonl", after=progress.step, write=processes.first)
+        trackers = launch.Trackers(options, processes)
+        since, before = time.monotonic(), progress.seconds
+        tokens, saved = progress.num_tokens, progress.step
+        gathered = StepMetrics()
+        with file, trackers, self.view.training(steps, progress.step) as show:
+            try:
+                for step, measured, extras in loop.train(data, progress.step, steps):
+                    done = step.number + 1
+                    tokens += measured.logical
+                    gathered.merge(measured)
+                    seconds = before + time.monotonic() - since
+                    progress = Progress(done, tokens, seconds)
+                    if done % options.logging_steps == 0 or done == steps:
+                        record = {
+                            "step": done,
+                            "epoch": done / data.plan.steps_per_epoch,
+                            **gathered.result(processes.sum),
+                            "grad_norm": float(extras["grad_norm"]),
+                            "learning_rate": extras["learning_rate"],
+                            "num_tokens": tokens,
+                            "seconds": seconds,
+                        }
+                        _check_finite(record)
+                        gathered = StepMetrics()
+                        for sink in (file.write, trackers.log, show):
+                            sink(record)
+                    if evaluation is not None and (done % every == 0 or done == steps):
+                        found = loop.evaluate(evaluation).result(processes.sum)
+                        record = {"step": done, **{f"eval_{k}": v for k, v in found.items()}}
+                        for sink in (file.write, trackers.log, show):
+                            sink(record)
+                    if (options.save_steps and done % options.save_steps == 0) or done == steps:
+                        self.checkpoints.save(progress, loop.policy, loop.optimizer, self._settings(facts))
+                        saved = done
+                    if processes.any(self.stop.asked()):
+                        raise Stopped
+            except Stopped:
+                if saved < progress.step:
+                    self.checkpoints.save(progress, loop.policy, loop.optimizer, self._settings(facts))
+                raise self._stopped(f"after step {progress.step} of {steps}") from None
+        return progress
+
+    def _stopped(self, where: str) -> ClairError:
+        said = f"stopped {where}. --resume goes on from there."
+        if self.stop.by_user:
+            return ClairError(said, EXIT_INTERRUPTED)
+        return StoppedEarly(said)
+
+
+def _check_finite(record: dict[str, Any]) -> None:
+    for name in ("loss", "grad_norm"):
+        if not np.isfinite(record[name]):
+            raise ClairError(
+                f"the {name} of step {record['step']} is {record[name]}: nothing of this step was saved. A "
+                "lower --learning-rate or --max-grad-norm, or --dtype float32, may help; the last checkpoint "
+                "stands."
+            )
