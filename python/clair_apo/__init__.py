@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from clair_apo.build import build_pairs
     from clair_apo.report import stats
+    from clair_apo.train import train_model
 
     __version__: str
 
-__all__ = ["__version__", "build_pairs", "stats"]
+__all__ = ["__version__", "build_pairs", "stats", "train_model"]
 
 
 def __getattr__(name: str) -> Any:
@@ -29,4 +30,8 @@ def __getattr__(name: str) -> Any:
         from clair_apo.report import stats
 
         return stats
+    if name == "train_model":
+        from clair_apo.train import train_model
+
+        return train_model
     raise AttributeError(f"module 'clair_apo' has no attribute {name!r}")

@@ -41,11 +41,17 @@ def _commands() -> dict[str, Command]:
     from clair_apo.clean import command as clean
     from clair_apo.clean import dedup_command
     from clair_apo.report.command import diff_arguments, run_diff, run_stats, stats_arguments
+    from clair_apo.train.options import add_arguments as train_arguments
 
     def run_build(args: argparse.Namespace) -> int:
         from clair_apo.build.command import run_build
 
         return run_build(args)
+
+    def run_train(args: argparse.Namespace) -> int:
+        from clair_apo.train.command import run_train
+
+        return run_train(args)
 
     def run_templates(args: argparse.Namespace) -> int:
         from clair_apo.build.command import run_templates
@@ -73,6 +79,7 @@ def _commands() -> dict[str, Command]:
             dedup_command.dedup_arguments,
             dedup_command.run_dedup,
         ),
+        "train": Command("train a model on preference pairs", train_arguments, run_train),
         "templates": Command(
             "list the revision templates, or show one", _templates_arguments, run_templates
         ),
@@ -204,6 +211,8 @@ def _value(action: argparse.Action, value: object, name: str) -> Any:
         if not isinstance(value, bool):
             raise UsageError(f"{name}: {value!r} is neither true nor false")
         return value
+    if action.nargs == "?" and isinstance(value, bool):
+        return action.const if value else action.default
     if action.nargs == "+":
         values = value if isinstance(value, list | tuple) else [value]
         return [_one_value(action, each, name) for each in values]

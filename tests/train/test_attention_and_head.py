@@ -6,14 +6,13 @@ from typing import Any
 
 import pytest
 import torch
+from tiny_models import FAMILIES, VOCABULARY, some_pairs, tiny_model
 
 from clair_apo.errors import ClairError
 from clair_apo.train import attention, naive
 from clair_apo.train.head import HeadShape, pair_losses, token_logps
 from clair_apo.train.packing import pack
 from clair_apo.train.policy import Policy
-
-from tiny_models import FAMILIES, VOCABULARY, some_pairs, tiny_model
 
 attention.register()
 
@@ -119,7 +118,9 @@ def test_varlen_gathers_what_plain_attends_to(monkeypatch: pytest.MonkeyPatch) -
         ({"family": "Llama"}, None),
     ],
 )
-def test_a_window_shorter_than_the_sequences_is_not_shared(changes: dict[str, Any], word: str | None) -> None:
+def test_a_window_shorter_than_the_sequences_is_not_shared(
+    changes: dict[str, Any], word: str | None
+) -> None:
     why = attention.shares(tiny_model(**changes).config, 64)
     assert (why is None) if word is None else (word in str(why))
 

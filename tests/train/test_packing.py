@@ -4,10 +4,9 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tiny_models import Pair, random_pair, some_pairs
 
 from clair_apo.train.packing import pack, packed_tokens, shared_answer
-
-from tiny_models import Pair, random_pair, some_pairs
 
 
 def test_a_pair_lies_as_prefix_chosen_rejected() -> None:

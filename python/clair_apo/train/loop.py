@@ -14,22 +14,21 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from clair_apo.train.metrics import StepMetrics
-from clair_apo.train.objectives import Objective, SequenceLogps, StepFacts
 from torch import Tensor
 
 from clair_apo.train.launch import Processes, accumulating
+from clair_apo.train.metrics import StepMetrics
+from clair_apo.train.objectives import Objective, SequenceLogps, StepFacts
 from clair_apo.train.optim import rate_factor, set_rate
 from clair_apo.train.packing import pack
 
 if TYPE_CHECKING:
-    from clair_apo.train.tokens import TokenPairs
-
     from clair_apo.train.options import TrainOptions
     from clair_apo.train.packing import Packed
     from clair_apo.train.plan import Microbatch, Plan, Step
     from clair_apo.train.policy import Policy
     from clair_apo.train.reference import References
+    from clair_apo.train.tokens import TokenPairs
 
 # Of the reference pass, before what is known is written to the cache.
 SECONDS_BETWEEN_SAVES = 60.0

@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from clair_apo.train.metrics import read_metrics
 
 from clair_apo import files
 from clair_apo.errors import ClairError
 from clair_apo.terminal import one_line
 from clair_apo.train.checkpoint import save_model
+from clair_apo.train.metrics import read_metrics
 
 if TYPE_CHECKING:
     from clair_apo.train.launch import Processes

@@ -8,10 +8,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from clair_apo.train.metrics import MetricsFile, StepMetrics
-from clair_apo.train.objectives import Objective, ObjectiveOptions
-from clair_apo.train.tokens import Mismatched, Tokenised, TokenPairs, check_vocabulary, tokenise
-from clair_apo.train.view import View
 
 from clair_apo.errors import EXIT_INTERRUPTED, ClairError, StoppedEarly, UsageError
 from clair_apo.terminal import one_line
@@ -28,6 +24,8 @@ from clair_apo.train.load import (
     with_adapters,
 )
 from clair_apo.train.loop import Data, Loop, Stopped
+from clair_apo.train.metrics import MetricsFile, StepMetrics
+from clair_apo.train.objectives import Objective, ObjectiveOptions
 from clair_apo.train.optim import make_optimizer
 from clair_apo.train.options import TrainOptions
 from clair_apo.train.outputs import Facts, finish, hardware, now, versions
@@ -35,6 +33,8 @@ from clair_apo.train.packing import packed_tokens
 from clair_apo.train.plan import Plan
 from clair_apo.train.policy import Policy
 from clair_apo.train.reference import Key, References
+from clair_apo.train.tokens import Mismatched, Tokenised, TokenPairs, check_vocabulary, tokenise
+from clair_apo.train.view import View
 
 # What may change from one start of a run to the next: how it is shown and saved, and what gives the same
 # steps in another way.
