@@ -103,9 +103,7 @@ def wrap(policy: Policy, options: TrainOptions, processes: Processes) -> nn.Modu
         return policy
     if not sharded(options, processes):
         ids = [processes.device.index] if processes.device.type == "cuda" else None
-        return nn.parallel.DistributedDataParallel(
-            policy, device_ids=ids, broadcast_buffers=False, gradient_as_bucket_view=True
-        )
+        return nn.parallel.DistributedDataParallel(policy, device_ids=ids, gradient_as_bucket_view=True)
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from clair_apo.errors import ClairError
 from clair_apo.train.launch import Processes, accumulating
 from clair_apo.train.metrics import StepMetrics
 from clair_apo.train.objectives import Objective, SequenceLogps, StepFacts
@@ -62,11 +63,13 @@ class Loop:
         optimizer: torch.optim.Optimizer,
         processes: Processes,
         live: torch.nn.Module | None = None,
+        first_loss_tolerance: float = 1e-3,
         stop: Callable[[], bool] = lambda: False,
     ) -> None:
         self.options, self.objective = options, objective
         self.policy, self.module, self.optimizer = policy, module, optimizer
         self.processes, self.live, self.stop = processes, live, stop
+        self.first_loss_tolerance = first_loss_tolerance
 
     # --- references ------------------------------------------------------------------------------
 
@@ -136,7 +139,7 @@ class Loop:
         for step in data.plan.steps(first, steps, self.processes.rank):
             rate = self.options.learning_rate * rate_factor(self.options, step.number, steps)
             set_rate(self.optimizer, rate)
-            measured = StepMetrics()
+            measured = StepMetrics(with_reference=self.objective.needs_reference)
             facts = self._facts(data, step)
             scale = self.processes.count / len(step.members)
             for number, micro in enumerate(step.microbatches):
@@ -145,12 +148,25 @@ class Loop:
                     batch = self._pack(data, micro)
                 with accumulating(self.module, number == len(step.microbatches) - 1):
                     self._run(data, micro, batch, facts, scale, measured)
+            if step.number == 0:
+                self._check_first_loss(measured)
             norm = torch.nn.utils.clip_grad_norm_(
                 self.policy.parameters(), self.options.max_grad_norm, foreach=None
             )
             self.optimizer.step()
             self.optimizer.zero_grad(set_to_none=True)
             yield step, measured, {"grad_norm": norm, "learning_rate": rate}
+
+    def _check_first_loss(self, measured: StepMetrics) -> None:
+        """Before anything is changed: a policy that is its reference has a loss that is known."""
+        expected = self.objective.initial_loss
+        found = measured.result(self.processes.sum)["loss"]
+        if expected is not None and not abs(found - expected) <= self.first_loss_tolerance:
+            raise ClairError(
+                f"the first loss is {found:.6g} and must be {expected:.6g}: policy and reference differ before "
+                "the first step. Are the cached references of another model, or does the model draw random "
+                "numbers? Nothing was changed."
+            )
 
     def _run(
         self,
@@ -220,9 +236,9 @@ class Loop:
 
     # --- held-out pairs --------------------------------------------------------------------------
 
-    def evaluate(self, data: Data, on_progress: OnProgress) -> StepMetrics:
+    def evaluate(self, data: Data) -> StepMetrics:
         """Measures all pairs of `data` without a gradient."""
-        measured = StepMetrics()
+        measured = StepMetrics(with_reference=self.objective.needs_reference)
         total = data.plan.steps_per_epoch
         with torch.no_grad():
             for step in data.plan.steps(0, total, self.processes.rank):
@@ -232,7 +248,6 @@ class Loop:
                     batch = self._pack(data, micro)
                     scale = self.processes.count / len(data.pairs)
                     self._run(data, micro, batch, facts, scale, measured)
-                on_progress(step.number + 1, total)
         return measured
 
     # --- small things ----------------------------------------------------------------------------

@@ -46,6 +46,7 @@ class Facts:
     started_at: str = ""
     finished_at: str | None = None
     final: dict[str, Any] = field(default_factory=dict)
+    seconds: dict[str, float] = field(default_factory=dict)
 
     def write(self, folder: Path) -> None:
         with files.replacing(folder / "train.json") as temporary:

@@ -38,11 +38,12 @@ from clair_apo.train.view import View
 
 # What may change from one start of a run to the next: how it is shown and saved, and what gives the same
 # steps in another way.
-FREE = frozenset(
-    ["output_dir", "resume", "save_steps", "save_total_limit", "logging_steps", "eval_pairs", "eval_steps"]
-    + ["report_to", "push_to_hub", "tokens_per_microbatch", "activation_budget", "attention", "no_share"]
-    + ["sharding", "reference", "pairs"]  # what the pairs hold is compared, not where they lie
-)
+FREE = {
+    *("output_dir", "resume", "save_steps", "save_total_limit", "logging_steps", "eval_pairs"),
+    *("eval_steps", "report_to", "push_to_hub", "tokens_per_microbatch", "activation_budget"),
+    *("attention", "no_share", "sharding", "reference"),
+    *("model", "pairs"),  # what they hold is compared, not where they lie
+}
 # Nats a token that two ways of computing the same log-probability may differ by, and how far the first loss
 # may lie from theory.
 TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 0.05}
@@ -102,12 +103,25 @@ class _Run:
             live = launch.wrap(self._policy(tokenizer, longest, train=False), options, self.processes)
         module = launch.wrap(policy, options, self.processes)
         optimizer = make_optimizer(policy.parameters(), options)
-        loop = Loop(options, objective, policy, module, optimizer, self.processes, live, self.stop.asked)
+        loop = Loop(
+            options,
+            objective,
+            policy,
+            module,
+            optimizer,
+            self.processes,
+            live=live,
+            first_loss_tolerance=FIRST_LOSS[self.autocast or self.dtype],
+            stop=self.stop.asked,
+        )
+        began = time.monotonic()
         self._references(loop, data, evaluation, steps)
+        facts.seconds["references"] = time.monotonic() - began
         progress = Progress(0, 0, 0.0)
         if resumed:
             progress = checkpoint.load(resumed, policy, optimizer)
         progress = self._steps(loop, data, evaluation, progress, steps, facts)
+        facts.seconds["steps"] = progress.seconds
         result = finish(policy, tokenizer, facts, options, self.processes)
         self.view.closing(result)
         return result
@@ -250,7 +264,11 @@ class _Run:
         trackers = launch.Trackers(options, processes)
         since, before = time.monotonic(), progress.seconds
         tokens, saved = progress.num_tokens, progress.step
-        gathered = StepMetrics()
+
+        def new_metrics() -> StepMetrics:
+            return StepMetrics(with_reference=loop.objective.needs_reference)
+
+        gathered = new_metrics()
         with file, trackers, self.view.training(steps, progress.step) as show:
             try:
                 for step, measured, extras in loop.train(data, progress.step, steps):
@@ -270,7 +288,7 @@ class _Run:
                             "seconds": seconds,
                         }
                         _check_finite(record)
-                        gathered = StepMetrics()
+                        gathered = new_metrics()
                         for sink in (file.write, trackers.log, show):
                             sink(record)
                     if evaluation is not None and (done % every == 0 or done == steps):
@@ -281,6 +299,10 @@ class _Run:
                     if (options.save_steps and done % options.save_steps == 0) or done == steps:
                         self.checkpoints.save(progress, loop.policy, loop.optimizer, self._settings(facts))
                         saved = done
+                    if gathered.steps == 0:
+                        gathered = (
+                            StepMetrics()
+                        )  # evaluation and saving are no part of the next step's time
                     if processes.any(self.stop.asked()):
                         raise Stopped
             except Stopped:

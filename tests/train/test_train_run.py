@@ -1,0 +1,277 @@
+"""Whole runs of a tiny model, by the command that users type."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from clair_apo import train_model
+from clair_apo.errors import ClairError, UsageError
+
+from trl_step import WORDS, tiny_model
+
+FLAGS: dict[str, Any] = {"batch_size": 4, "learning_rate": 1e-3, "tokens_per_microbatch": 60, "quiet": True}
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+
+@pytest.fixture(scope="session")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("model")
+    tiny_model(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def pairs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    rng = torch.Generator().manual_seed(0)
+
+    def words(count: int) -> str:
+        return " ".join(WORDS[int(i)] for i in torch.randint(5, len(WORDS), (count,), generator=rng))
+
+    rows = []
+    for i in range(18):
+        both = words(i % 4)
+        prompt, chosen, rejected = words(2 + i % 5), words(1 + i % 7), words(2 + i % 6)
+        rows.append({"prompt": prompt, "chosen": f"{both} {chosen} 1", "rejected": f"{both} {rejected} 2"})
+    path = tmp_path_factory.mktemp("pairs") / "pairs.parquet"
+    pq.write_table(pa.Table.from_pylist(rows), path)
+    return path
+
+
+@pytest.fixture
+def run(model: Path, pairs: Path, tmp_path: Path) -> Any:
+    """Trains in a folder of that name; the same defaults for all tests."""
+
+    def train(name: str, **flags: Any) -> Path:
+        given = {"model": str(model), "pairs": str(pairs), "output_dir": str(tmp_path / name), **FLAGS}
+        train_model(**{**given, **flags})
+        return tmp_path / name
+
+    return train
+
+
+def metrics(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return load_file(folder / "model.safetensors")
+
+
+def assert_near(a: Path, b: Path, tolerance: float) -> None:
+    first, second = weights(a), weights(b)
+    assert first.keys() == second.keys()
+    for name, tensor in first.items():
+        torch.testing.assert_close(second[name], tensor, rtol=0, atol=tolerance, msg=name)
+
+
+@pytest.mark.parametrize(
+    ("objective", "loss"),
+    [("apo-zero", 1), ("apo-down", 1), ("dpo", math.log(2)), ("kto-pair", 1)],
+)
+def test_the_first_loss_is_what_theory_says(run: Any, objective: str, loss: float) -> None:
+    folder = run(objective, objective=objective, max_steps=1)
+    (record,) = metrics(folder)
+    assert abs(record["loss"] - loss) < 1e-6
+    assert abs(record["rewards/chosen"]) < 1e-6
+    assert record["sharing"] > 1
+
+
+@pytest.mark.parametrize("objective", ["apo-zero", "apo-down", "dpo"])
+def test_likelihoods_move_as_the_objective_says(run: Any, objective: str) -> None:
+    last = metrics(run(objective, objective=objective, num_train_epochs=6, batch_size=18))[-1]
+    chosen, rejected = last["logps/chosen_relative"], last["logps/rejected_relative"]
+    assert rejected < 0
+    assert chosen > rejected
+    if objective == "apo-zero":
+        assert chosen > 0
+    if objective == "apo-down":
+        assert chosen < 0
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        {"tokens_per_microbatch": 1},
+        {"tokens_per_microbatch": 1000},
+        {"no_share": True},
+        {"activation_budget": 1},
+        {"reference": "live"},
+        {"logging_steps": 3},
+    ],
+    ids=lambda flags: next(iter(flags)) + str(next(iter(flags.values()))),
+)
+def test_how_a_step_is_run_does_not_change_it(run: Any, flags: dict[str, Any]) -> None:
+    assert_near(run("plain"), run("other", **flags), 2e-6)
+
+
+@pytest.mark.parametrize("sharding", ["ddp", "fsdp"])
+def test_two_processes_equal_one(run: Any, model: Path, pairs: Path, tmp_path: Path, sharding: str) -> None:
+    one = run("one", eval_pairs=str(pairs))
+    two = tmp_path / "two"
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    command += ["-m", "clair_apo.train", *arguments(model, pairs, two), "--sharding", sharding]
+    command += ["--eval-pairs", str(pairs)]
+    environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
+    environment["XDG_CACHE_HOME"] = str(tmp_path / "another cache")
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    assert_near(one, two, 2e-6)
+    for a, b in zip(metrics(one), metrics(two), strict=True):
+        for name in ("loss", "eval_loss", "logps/chosen", "rewards/margins", "eval_rewards/accuracies"):
+            if name in a:
+                assert math.isclose(a[name], b[name], rel_tol=1e-5, abs_tol=1e-6), name
+        if "pairs" in a:
+            assert (a["pairs"], a["tokens"], a["num_tokens"]) == (b["pairs"], b["tokens"], b["num_tokens"])
+
+
+def arguments(model: Path, pairs: Path, folder: Path) -> list[str]:
+    given = {"model": model, "pairs": pairs, "output_dir": folder, **FLAGS}
+    return [
+        word
+        for name, value in given.items()
+        for word in ([f"--{name.replace('_', '-')}"] + ([] if value is True else [str(value)]))
+    ]
+
+
+@pytest.mark.parametrize(
+    ("number", "status"),
+    [(signal.SIGKILL, -signal.SIGKILL), (signal.SIGINT, 130), (signal.SIGTERM, 3)],
+    ids=["kill", "ctrl-c", "term"],
+)
+def test_a_stopped_run_goes_on_bit_by_bit(
+    run: Any, model: Path, pairs: Path, tmp_path: Path, number: int, status: int
+) -> None:
+    flags: dict[str, Any] = {"num_train_epochs": 8, "save_steps": 3}
+    whole = run("whole", **flags)
+    folder = tmp_path / "stopped"
+    command = [sys.executable, "-m", "clair_apo.train", *arguments(model, pairs, folder)]
+    command += ["--num-train-epochs", "8", "--save-steps", "3"]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    written = folder / "metrics.jsonl"
+    deadline = time.monotonic() + 120
+    while not (written.exists() and written.read_text().count("\n") >= 5):
+        assert process.poll() is None or written.exists(), process.stderr.read()  # type: ignore[union-attr]
+        assert time.monotonic() < deadline
+        time.sleep(0.002)
+    process.send_signal(number)
+    said = process.communicate(timeout=120)[1]
+    if process.returncode == 0:
+        pytest.fail("the run was over before it could be stopped")
+    assert process.returncode == status, said
+    if number != signal.SIGKILL:
+        assert "--resume" in said
+    run("stopped", resume="newest", **flags)
+    one, two = weights(whole), weights(folder)
+    assert all(torch.equal(one[name], two[name]) for name in one)
+    timing = {"seconds", "data_wait", "peak_memory_gib"}
+    for a, b in zip(metrics(whole), metrics(folder), strict=True):
+        for name in a.keys() - timing:
+            assert "per_second" in name or a[name] == b[name], (name, a["step"])
+
+
+def test_a_folder_that_holds_a_run_is_not_written_over(run: Any) -> None:
+    run("once", max_steps=1)
+    with pytest.raises(UsageError, match=r"holds a run already: --resume"):
+        run("once", max_steps=1)
+    with pytest.raises(UsageError, match=r"beta was 0\.1 and is 0\.5"):
+        run("once", max_steps=1, resume="newest", beta=0.5)
+
+
+def test_references_are_computed_once(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = metrics(run("first"))
+
+    def refused(*_: object) -> None:
+        raise AssertionError("computed again")
+
+    monkeypatch.setattr("clair_apo.train.reference.References.put", refused)
+    again = metrics(run("again", objective="dpo"))
+    assert again[0]["logps/chosen"] == first[0]["logps/chosen"]
+
+
+def test_the_trained_folder_answers_a_prompt(run: Any) -> None:
+    folder = run("trained")
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    trained = AutoModelForCausalLM.from_pretrained(folder)
+    prompt = tokenizer.apply_chat_template(
+        [{"role": "user", "content": "What is 1 ?"}],
+        add_generation_prompt=True,
+        return_tensors="pt",
+        return_dict=True,
+    )
+    out = trained.generate(**prompt, max_new_tokens=5, do_sample=False)
+    assert out.shape[1] > prompt["input_ids"].shape[1]
+    assert (folder / "README.md").read_text().startswith("---")
+    assert "<svg" in (folder / "training.html").read_text()
+    facts = json.loads((folder / "train.json").read_text())
+    assert facts["steps"] == 5
+    assert facts["finished_at"]
+    assert facts["pairs_used"] == facts["rows"] - sum(facts["dropped"].values()) == 18
+
+
+def test_adapters_start_as_the_reference_and_are_what_is_saved(run: Any, model: Path) -> None:
+    folder = run("lora", lora_rank=2)
+    assert metrics(folder)[0]["loss"] == pytest.approx(1, abs=1e-6)
+    assert metrics(folder)[-1]["rewards/margins"] != 0
+    assert (folder / "adapter_model.safetensors").exists()
+    assert not (folder / "model.safetensors").exists()
+    trained = AutoModelForCausalLM.from_pretrained(folder)
+    base = AutoModelForCausalLM.from_pretrained(model)
+    ids = torch.tensor([[5, 6, 7]])
+    assert not torch.equal(trained(ids).logits, base(ids).logits)
+
+
+def test_a_first_loss_that_is_not_what_theory_says_stops_the_run(
+    run: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from clair_apo.train.reference import References
+
+    put = References.put
+
+    def wrong(self: References, pairs: Any, chosen: Any, rejected: Any) -> None:
+        put(self, pairs, chosen + 1, rejected)
+
+    monkeypatch.setattr(References, "put", wrong)
+    with pytest.raises(ClairError, match=r"first loss is 0\.97.* and must be 1: .*Nothing was changed"):
+        run("wrong")
+
+
+def test_numbers_that_are_none_stop_the_run_in_words(run: Any, tmp_path: Path) -> None:
+    with pytest.raises(ClairError, match=r"of step \d+ is (nan|inf)"):
+        run("nan", learning_rate=1e30, num_train_epochs=5, max_grad_norm=1e30)
+    assert not (tmp_path / "nan" / "model.safetensors").exists()
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        ({"dtype": "bfloat16"}, "gap between neighbouring bf16 numbers"),
+        ({"label_smoothing": 0.1}, "defined for dpo"),
+        ({"sharding": "fsdp"}, "needs several processes"),
+        ({"attention": "varlen"}, "CUDA only"),
+        ({"lora_alpha": 4}, "needs --lora-rank"),
+        ({"eval_steps": 4}, "needs --eval-pairs"),
+        ({"objective": "sft", "sft_weight": 1}, "is one already"),
+    ],
+)
+def test_settings_that_cannot_be_meant_are_refused(run: Any, flags: dict[str, Any], said: str) -> None:
+    with pytest.raises(UsageError, match=said):
+        run("refused", **{"learning_rate": 2e-7, **flags})
