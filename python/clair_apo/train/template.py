@@ -99,7 +99,8 @@ class Template:
     def _answer(self, prompt: Messages, before: str, answer: str) -> str:
         whole = self._text([*prompt, {"role": "assistant", "content": answer}], False)
         if not whole.startswith(before):
-            raise Unfit("prompt_changes")
+            shown = f"{before[-60:]!r}"
+            raise Unfit("prompt_changes", f"the prompt ends in {shown}, but not once an answer follows")
         if not whole.endswith(self._after):
             raise Unfit("no_end_of_turn")
         return whole[len(before) : len(whole) - len(self._after)] + self.ending

@@ -227,6 +227,7 @@ def tokenise(
         advice = "; ".join(_WHAT_TO_DO[reason] for reason in counts if reason in _WHAT_TO_DO)
         raise ClairError(
             f"{one_line(str(file))}: no row is left to train on: {found.reasons() or 'it has none'}"
+            + (f". Row {found.dropped[0].row}: {found.dropped[0].detail}" if found.dropped else "")
             + (f". What to do: {advice}" if advice else "")
         )
     return found
@@ -268,6 +269,7 @@ class _Work:
     rows: array[int] = field(default_factory=lambda: array("q"))
     altered: Counter[str] = field(default_factory=Counter)
     moved: int = 0
+    unknown: int = 0
     control: ControlTokens = field(init=False)
     encoder: Encoder = field(init=False)
     steers: NDArray[np.bool_] = field(init=False)  # by token: whether it is a control token
@@ -279,6 +281,8 @@ class _Work:
         self.encoder = Encoder(self.tokenizer, template.opening)
         self.steers = np.zeros(max(self.tokenizer.get_vocab().values()) + 1, np.bool_)
         self.steers[self.tokenizer.convert_tokens_to_ids(template.control)] = True
+        if self.tokenizer.unk_token_id is not None:  # what stands for unknown text steers nothing
+            self.steers[self.tokenizer.unk_token_id] = False
         own = self.encoder.ids([template.lead + template.ending])[0]
         self.steering = int(np.count_nonzero(self.steers[own]))
 
@@ -358,6 +362,7 @@ class _Work:
             )
 
     def _append(self, row: int, parts: Sequence[Ids]) -> None:
+        self.unknown += any(self.tokenizer.unk_token_id in ids for ids in parts)
         for ids in parts:
             self.offsets.append(len(self.tokens))
             self.tokens.frombytes(ids.tobytes())
@@ -399,6 +404,10 @@ class _Work:
         if n := self.altered["changed"]:
             notes.append(
                 f"the chat template changes or leaves out parts of {n:,} answers (thinking, in some models)"
+            )
+        if n := self.unknown:
+            notes.append(
+                f"{n:,} rows hold text that the tokenizer has no tokens for, as {self.tokenizer.unk_token}"
             )
         if n := self.moved:
             notes.append(
