@@ -59,6 +59,8 @@ SKIP_REASONS = {
     "too_few_answers": "fewer than two answers have both a text and a score",
     "tie": "the best and the worst answer have the same score",
     "no_prompt": "the row has no prompt",
+    "prompts_differ": "the two answers stand in different conversations",
+    "no_label": "the row has no label, true or false",
 }
 
 
@@ -78,6 +80,7 @@ class Layout:
     rejected: str | None
     sources: dict[str, str | None]  # optional name -> the column that holds it
     json_cells: bool = False  # text cells may hold message lists as JSON
+    label: str | None = None  # rows have one answer, in both `chosen` and `rejected`, and say which it is
 
     @property
     def transcript(self) -> bool:
@@ -105,6 +108,26 @@ def layout_of(names: Sequence[str], json_cells: bool = False) -> Layout | None:
     if _COMPLETIONS in names:
         return Layout(_COMPLETIONS, None, sources, json_cells)
     return None
+
+
+def unpaired_layout_of(names: Sequence[str], json_cells: bool = False) -> Layout | None:
+    """The layout of rows with one answer and a label; None where the names are others."""
+    answer, label = "completion", "label"
+    if answer not in names or label not in names:
+        return None
+    sources = {want: next((n for n in known if n in names), None) for want, known in _NAMES.items()}
+    return Layout(answer, answer, sources, json_cells, label)
+
+
+def label_of(row: Row, column: str) -> bool:
+    """Whether the row's answer is a desirable one. Raises Unreadable where it does not say."""
+    value = row.get(column)
+    word = value.strip().lower() if isinstance(value, str) else value
+    if word in (True, "true", "1"):
+        return True
+    if word in (False, "false", "0"):
+        return False
+    raise Unreadable("no_label", f"`{column}` is neither true nor false")
 
 
 def optional_value(name: str, row: Row, layout: Layout) -> Any:
@@ -284,17 +307,30 @@ def prompt_messages(row: Row, layout: Layout) -> list[dict[str, str]] | None:
         found = _plain_messages(value)
         if found:
             return found
-    chosen = _parsed(row.get(layout.chosen), layout.json_cells)
-    before = None
-    if layout.transcript and isinstance(chosen, str) and chosen.startswith(HUMAN):
-        before = _turns(chosen.rpartition(_ASSISTANT)[0])
-    elif layout.rejected is not None and isinstance(chosen, list):
-        messages = [m for m in chosen if isinstance(m, dict)]
-        before = _plain_messages(messages[: _last_assistant(messages) or 0])
+    before = _before(row, layout.chosen, layout)
     text = utf8(value) if isinstance(value, str) and value else None
     if before and (text is None or any(m["content"] == text for m in before)):
         return before
     return None if text is None else [{"role": "user", "content": text}]
+
+
+def same_prompt(row: Row, layout: Layout) -> bool:
+    """Whether the two answers, where both repeat the conversation before them, stand in the same one."""
+    if layout.rejected is None or layout.rejected == layout.chosen:
+        return True
+    sides = [_before(row, column, layout) for column in (layout.chosen, layout.rejected)]
+    return not all(sides) or sides[0] == sides[1]
+
+
+def _before(row: Row, column: str, layout: Layout) -> list[dict[str, str]] | None:
+    """The conversation that an answer's column repeats before the answer; None or empty without one."""
+    value = _parsed(row.get(column), layout.json_cells)
+    if layout.transcript and isinstance(value, str) and value.startswith(HUMAN):
+        return _turns(value.rpartition(_ASSISTANT)[0])
+    if layout.rejected is not None and isinstance(value, list):
+        messages = [m for m in value if isinstance(m, dict)]
+        return _plain_messages(messages[: _last_assistant(messages) or 0])
+    return None
 
 
 def _plain_messages(value: Any) -> list[dict[str, str]]:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,22 +12,14 @@ import pyarrow as pa
 from clair_apo import files
 from clair_apo.clean.rows import Progress, RowReader, RowWriter, Spec, check_paths
 from clair_apo.clean.summary import reasons
-from clair_apo.errors import ClairError, UsageError
-from clair_apo.files import BadRow, Row
-from clair_apo.shape_rows import Layout, Unreadable, answers_of, layout_of, optional_value, prompt_messages
+from clair_apo.conversations import Conversation, ConversationReader
+from clair_apo.errors import UsageError
+from clair_apo.files import Row
 from clair_apo.shapes import Skipped
 from clair_apo.tables import MESSAGES, TableWriter
 from clair_apo.terminal import one_line
 
 BATCH_ROWS = 256
-
-
-@dataclass(frozen=True, slots=True)
-class _Pair:
-    prompt: list[dict[str, str]]
-    chosen: str
-    rejected: str
-    rationale: str | None
 
 
 def _answer(text: str) -> list[dict[str, str]]:
@@ -42,16 +33,16 @@ def _flat(messages: list[dict[str, str]]) -> str:
     return "\n\n".join(f"{m['role']}: {m['content']}" for m in messages)
 
 
-def _trl(pair: _Pair) -> list[Row]:
+def _trl(pair: Conversation) -> list[Row]:
     answers = {"chosen": _answer(pair.chosen), "rejected": _answer(pair.rejected)}
     return [{"prompt": pair.prompt, **answers}]
 
 
-def _trl_text(pair: _Pair) -> list[Row]:
+def _trl_text(pair: Conversation) -> list[Row]:
     return [{"prompt": _flat(pair.prompt), "chosen": pair.chosen, "rejected": pair.rejected}]
 
 
-def _clair32k(pair: _Pair) -> list[Row]:
+def _clair32k(pair: Conversation) -> list[Row]:
     whole = {
         "chosen": pair.prompt + _answer(pair.chosen),
         "rejected": pair.prompt + _answer(pair.rejected),
@@ -59,7 +50,7 @@ def _clair32k(pair: _Pair) -> list[Row]:
     return [{"prompt": pair.prompt[-1]["content"], **whole, "rational": pair.rationale}]
 
 
-def _unpaired(pair: _Pair) -> list[Row]:
+def _unpaired(pair: Conversation) -> list[Row]:
     return [
         {"prompt": pair.prompt, "completion": _answer(text), "label": label}
         for text, label in ((pair.chosen, True), (pair.rejected, False))
@@ -67,7 +58,7 @@ def _unpaired(pair: _Pair) -> list[Row]:
 
 
 _TEXT = pa.string()
-_SHAPES: dict[str, tuple[pa.Schema, Callable[[_Pair], list[Row]]]] = {
+_SHAPES: dict[str, tuple[pa.Schema, Callable[[Conversation], list[Row]]]] = {
     "trl": (pa.schema([("prompt", MESSAGES), ("chosen", MESSAGES), ("rejected", MESSAGES)]), _trl),
     "trl-text": (pa.schema([("prompt", _TEXT), ("chosen", _TEXT), ("rejected", _TEXT)]), _trl_text),
     "clair32k": (
@@ -139,7 +130,7 @@ def _lines(file: Spec, to: str, output: Path, on_progress: Progress | None) -> _
 
 def _pairs(file: Spec, to: str, output: Path, on_progress: Progress | None) -> _Counts:
     schema, shaped = _SHAPES[to]
-    source = _Source(file)
+    source = ConversationReader(file)
     total = source.total_rows
     pairs = 0
     pending: list[Row] = []
@@ -156,64 +147,3 @@ def _pairs(file: Spec, to: str, output: Path, on_progress: Progress | None) -> _
                     on_progress(str(file), source.rows_read, total)
         writer.write(pending)
     return source.rows_read, writer.rows, pairs, source.skipped
-
-
-class _Source:
-    """The pairs of a spec with their prompts as messages, one by one, in the order of the rows."""
-
-    def __init__(self, spec: Spec) -> None:
-        self.rows_read = 0
-        self.skipped: dict[str, Skipped] = {}
-        self._paths = files.expand(spec)
-        for path in self._paths:
-            names = columns.names if (columns := files.columns_of(path)) is not None else None
-            if names is not None and layout_of(names) is None:
-                raise _no_pairs(path, names)
-
-    @property
-    def total_rows(self) -> int | None:
-        counts = [files.count_rows(path) for path in self._paths]
-        known = [n for n in counts if n is not None]
-        return sum(known) if len(known) == len(counts) else None
-
-    def __iter__(self) -> Iterator[_Pair]:
-        for path in self._paths:
-            recognised = False
-            first_names: list[str] | None = None
-            schema = files.columns_of(path)
-            layout = layout_of(schema.names) if schema is not None else None
-            needed = layout.needed(["prompt", "rationale"]) if layout is not None else None
-            for row in files.read_rows(path, needed):
-                try:
-                    if isinstance(row, BadRow):
-                        raise Unreadable("unreadable", row.reason)
-                    if schema is None:
-                        layout = layout_of(list(row), json_cells=files.suffix(path) == ".csv")
-                    if layout is None:
-                        first_names = first_names or list(row)
-                        raise Unreadable("missing_column", f"has the columns {', '.join(row) or 'none'}")
-                    recognised = True
-                    yield _pair(row, layout)
-                except Unreadable as error:
-                    self._skip(error, path)
-                self.rows_read += 1
-            if first_names is not None and not recognised:
-                raise _no_pairs(path, first_names)
-
-    def _skip(self, error: Unreadable, path: Path) -> None:
-        where = f"{path.name}: " if len(self._paths) > 1 else ""
-        first = Skipped(0, self.rows_read, one_line(f"{where}{error}", 300))
-        self.skipped.setdefault(error.reason, first).rows += 1
-
-
-def _pair(row: Row, layout: Layout) -> _Pair:
-    chosen, rejected = answers_of(row, layout)
-    messages = prompt_messages(row, layout)
-    if not messages:
-        raise Unreadable("no_prompt", "the row has no prompt")
-    return _Pair(messages, chosen, rejected, optional_value("rationale", row, layout))
-
-
-def _no_pairs(path: Path, names: list[str]) -> ClairError:
-    shown = ", ".join(one_line(name, 40) for name in names[:20]) or "none"
-    return ClairError(f"{one_line(str(path))}: holds no preference pairs. Its columns are: {shown}.")
