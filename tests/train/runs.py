@@ -23,7 +23,11 @@ def metrics(
     """A run whose likelihoods end about `chosen` and `rejected` nats an answer from the reference's."""
     random = np.random.default_rng(seed)
     found: list[dict[str, Any]] = []
-    at = {max(1, round(steps * k / evaluations)) for k in range(1, evaluations + 1)} if evaluations else set()
+    at = (
+        {max(1, round(steps * k / evaluations)) for k in range(1, evaluations + 1)}
+        if evaluations
+        else set()
+    )
     for step in range(1, steps + 1):
         done = (step - 1) / max(steps - 1, 1)
         grown = 1 - math.exp(-3 * done)
@@ -53,7 +57,9 @@ def metrics(
                 }
             )
         if step in at:
-            found.append({"step": step, **_sides("eval_", chosen * grown * 0.8, rejected * grown * 0.8, random)})
+            found.append(
+                {"step": step, **_sides("eval_", chosen * grown * 0.8, rejected * grown * 0.8, random)}
+            )
     return found
 
 

@@ -6,6 +6,7 @@ import math
 
 import pytest
 import runs
+
 from clair_apo.train.outcome import OPEN, PROMISES, changes, formula, outcome, terms
 
 ENDS = {"apart": (8.0, -22.0), "down": (-6.0, -25.0), "falls": (-25.0, -6.0), "up": (20.0, 4.0)}

@@ -149,7 +149,9 @@ def outcome(metrics: Sequence[Mapping[str, Any]], objective: str) -> Outcome:
     """Which way the likelihoods went, and whether that is what `objective` promises."""
     steps, evaluations = training(metrics), held_out(metrics)
     last = window(len(steps))
-    on_held_out = any(math.isfinite(number(e, f"eval_{name}")) for e in evaluations for name in (CHOSEN, REJECTED))
+    on_held_out = any(
+        math.isfinite(number(e, f"eval_{name}")) for e in evaluations for name in (CHOSEN, REJECTED)
+    )
     if on_held_out:
         sides = [_end(evaluations[-1:], f"eval_{name}") for name in (CHOSEN, REJECTED)]
     else:
