@@ -120,7 +120,7 @@ def test_the_line_fits_and_keeps_what_matters(columns: int, monkeypatch: pytest.
     line = curve.line().plain
     assert cell_len(line) < columns
     assert "200/2,000" in line
-    if columns >= 60:
+    if columns >= 80:
         assert re.search(r"chosen [▁▂▃].*█", line)
         assert re.search(r"↑ \+\d", line)
         assert re.search(r"rejected [▅▆▇█].*↓ -\d", line)
