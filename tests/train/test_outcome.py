@@ -1,0 +1,91 @@
+"""What a run's metrics say of what its objective promises."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import runs
+
+from clair_apo.train.outcome import OPEN, PROMISES, changes, formula, outcome, terms
+
+ENDS = {"apart": (8.0, -22.0), "down": (-6.0, -25.0), "falls": (-25.0, -6.0), "up": (20.0, 4.0)}
+
+
+@pytest.mark.parametrize("evaluations", [0, 5])
+@pytest.mark.parametrize(
+    ("objective", "ends", "kept"),
+    [
+        ("apo-zero", "apart", True),
+        ("apo-zero", "down", False),
+        ("apo-down", "down", True),
+        ("apo-down", "falls", False),
+        ("apo-down", "apart", False),
+        ("dpo", "down", None),
+        ("dpo", "apart", None),
+        ("kto-pair", "apart", True),
+        ("kto", "up", False),
+        ("apo-zero-unpaired", "apart", True),
+        ("sft", "up", True),
+        ("sft", "apart", True),
+        ("sft", "down", False),
+    ],
+)
+def test_what_moved_is_held_against_the_promise(
+    objective: str, ends: str, kept: bool | None, evaluations: int
+) -> None:
+    chosen, rejected = ENDS[ends]
+    records = runs.metrics(200, chosen=chosen, rejected=rejected, evaluations=evaluations, noise=0.5)
+    found = outcome(records, objective)
+    assert found.kept is kept
+    assert found.held_out is bool(evaluations)
+    assert (found.chosen_way, found.rejected_way) == (math.copysign(1, chosen), math.copysign(1, rejected))
+    assert objective in found.text
+
+
+def test_held_out_pairs_have_the_last_word() -> None:
+    records = [*runs.metrics(50, evaluations=0)]
+    records.append({"step": 50, "eval_logps/chosen_relative": -3.0, "eval_logps/rejected_relative": -4.0})
+    found = outcome(records, "apo-zero")
+    assert (found.held_out, found.kept, found.chosen) == (True, False, -3.0)
+
+
+def test_noise_is_no_movement() -> None:
+    found = outcome(runs.metrics(100, chosen=0.0, rejected=-22, evaluations=0, noise=4.0), "apo-zero")
+    assert (found.chosen_way, found.kept) == (OPEN, None)
+    assert "hardly moved" in found.text
+    assert "too little to say" in found.text
+    still = outcome(runs.metrics(1, evaluations=0), "apo-zero")
+    assert (still.chosen, still.rejected, still.kept) == (0.0, 0.0, None)
+
+
+def test_nothing_measured_is_said() -> None:
+    assert "no log-probabilities" in outcome([{"step": 1, "loss": 2.0}], "sft").text
+    assert "no log-probabilities" in outcome([], "apo-zero").text
+
+
+def test_only_one_side_was_there() -> None:
+    found = outcome([{"step": 1, "logps/chosen_relative": 4.0}], "kto")
+    assert (found.rejected, found.kept) == (None, True)
+
+
+def test_both_ends_of_a_metric() -> None:
+    records = [{"step": n, "loss": float(n), "grad_norm": None if n > 5 else 1.0} for n in range(1, 21)]
+    records.append({"step": 20, "eval_loss": 7.0})
+    loss, norm = changes(records, ["loss", "kl", "grad_norm"])
+    assert (loss.first, loss.last, loss.held_out) == (1.0, 19.5, 7.0)
+    assert (norm.name, norm.first, norm.last, norm.held_out) == ("grad_norm", 1.0, None, None)
+
+
+def test_the_formula_says_what_the_settings_add() -> None:
+    facts = runs.facts(runs.metrics(3))
+    assert formula(facts) == "1 − σ(r_c) + σ(r_r)"
+    assert terms(facts) == "r = β log(π(y|x) / π_ref(y|x)), β = 0.1"
+    facts["settings"] |= {"sft_weight": 0.5, "length_normalised": True}
+    assert formula(facts).endswith(" + 0.5 SFT")
+    assert "/ tokens" in terms(facts)
+    facts = runs.facts(runs.metrics(3), "dpo")
+    facts["settings"]["label_smoothing"] = 0.1
+    assert "ε = 0.1" in formula(facts)
+    assert formula({"objective": "sft"}) == "−log π(y_c | x)"
+    assert all(one.formula for one in PROMISES.values())
