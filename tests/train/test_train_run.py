@@ -132,7 +132,9 @@ def test_two_processes_equal_one(run: Any, model: Path, pairs: Path, tmp_path: P
     command += ["--eval-pairs", str(pairs)]
     environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
     environment["XDG_CACHE_HOME"] = str(tmp_path / "another cache")
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)
+    done = subprocess.run(
+        command, env=environment, capture_output=True, text=True, timeout=120, check=False
+    )
     assert done.returncode == 0, done.stderr
     assert_near(one, two, 2e-6)
     for a, b in zip(metrics(one), metrics(two), strict=True):

@@ -51,6 +51,7 @@ _MEANS = {
     "logps/rejected_relative": "rejected",
     "kl": "answer_tokens",
 }
+_WITHOUT_REFERENCE = ("logps/chosen", "logps/rejected")
 # What is summed on the device, in this order.
 _SUMS = ("loss", "pairs", "chosen", "rejected", "both", "answer_tokens", *_MEANS)
 
@@ -59,10 +60,12 @@ class StepMetrics:
     """The sums of one optimiser step, of several, or of an evaluation, on this process.
 
     `physical`, `logical`: tokens run over, and those that passes without sharing or padding would have run
-    over. Time runs from the making of the object to the last `merge` or `result`.
+    over. Time runs from the making of the object to the last `merge` or `result`. Without a reference
+    nothing is told that is relative to one.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, with_reference: bool = True) -> None:
+        self._with_reference = with_reference
         self.physical = 0
         self.logical = 0
         self._sums: Tensor | None = None
@@ -155,7 +158,9 @@ class StepMetrics:
         physical, logical, waited, processes = summed[len(_SUMS) :]
         sums = dict(zip(_SUMS, summed, strict=False))
         result: Record = {"loss": sums["loss"] / self._steps}
-        result |= {name: sums[name] / sums[count] for name, count in _MEANS.items() if sums[count]}
+        for name, count in _MEANS.items():
+            if sums[count] and (self._with_reference or name in _WITHOUT_REFERENCE):
+                result[name] = sums[name] / sums[count]
         return result | {
             "pairs": round(sums["pairs"]),
             "tokens": round(physical),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import platform
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
@@ -21,6 +22,8 @@ from clair_apo.train.metrics import read_metrics
 if TYPE_CHECKING:
     from clair_apo.train.launch import Processes
     from clair_apo.train.options import TrainOptions
+    from clair_apo.train.tokens import Dropped
+    from clair_apo.train.view import View
 
 PACKAGES = ("clair-apo", "torch", "transformers", "accelerate", "peft")
 
@@ -36,6 +39,8 @@ class Facts:
     rows: int
     pairs_used: int
     dropped: dict[str, int]
+    end_of_turn: str
+    pinned_date: str | None
     objective: str
     initial_loss: float | None
     steps: int
@@ -51,6 +56,16 @@ class Facts:
     def write(self, folder: Path) -> None:
         with files.replacing(folder / "train.json") as temporary:
             temporary.write_text(json.dumps(asdict(self), indent=1) + "\n", "utf-8")
+
+
+def write_dropped(folder: Path, dropped: Sequence[Dropped]) -> None:
+    """`dropped.jsonl`: the rows of the pairs that are left out, with the reason of each."""
+    path = folder / "dropped.jsonl"
+    if not dropped:
+        path.unlink(missing_ok=True)
+        return
+    with files.replacing(path) as temporary, temporary.open("w", encoding="utf-8") as file:
+        file.writelines(json.dumps(row._asdict()) + "\n" for row in dropped)
 
 
 def now() -> str:
@@ -75,7 +90,12 @@ def hardware(device: torch.device) -> str:
 
 
 def finish(
-    policy: Any, tokenizer: Any, facts: Facts, options: TrainOptions, processes: Processes
+    policy: Any,
+    tokenizer: Any,
+    facts: Facts,
+    options: TrainOptions,
+    processes: Processes,
+    view: View,
 ) -> dict[str, Any]:
     """Writes the trained model and what is to be known of it. Returns what train.json holds."""
     folder = options.directory
@@ -92,6 +112,7 @@ def finish(
 
         write_page(folder / "training.html", metrics, asdict(facts))
         write_card(folder / "README.md", metrics, asdict(facts))
+        view.closing(asdict(facts), metrics)
         if options.push_to_hub:
             push(folder, options.push_to_hub)
     processes.wait()

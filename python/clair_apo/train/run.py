@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Any
 
 import numpy as np
@@ -28,7 +28,7 @@ from clair_apo.train.metrics import MetricsFile, StepMetrics
 from clair_apo.train.objectives import Objective, ObjectiveOptions
 from clair_apo.train.optim import make_optimizer
 from clair_apo.train.options import TrainOptions
-from clair_apo.train.outputs import Facts, finish, hardware, now, versions
+from clair_apo.train.outputs import Facts, finish, hardware, now, versions, write_dropped
 from clair_apo.train.packing import packed_tokens
 from clair_apo.train.plan import Plan
 from clair_apo.train.policy import Policy
@@ -79,9 +79,9 @@ class _Run:
         objective = Objective(ObjectiveOptions.of(options))
         found = self._tokens(options.pairs, tokenizer, objective)
         held_out = self._tokens(options.eval_pairs, tokenizer, objective) if options.eval_pairs else None
-        longest = max(f.pairs.longest() for f in (found, held_out) if f is not None)
+        longest = max(_longest(f.pairs) for f in (found, held_out) if f is not None)
 
-        policy = self._policy(tokenizer, longest, train=True)
+        policy = self._policy(tokenizer, found.pairs, longest, train=True)
         wants_reference = objective.needs_reference
         cached = self.model_hash if wants_reference and options.reference == "cached" else None
         data = self._data(found.pairs, policy, objective, cached)
@@ -93,14 +93,17 @@ class _Run:
             checkpoint.check_settings(resumed, self._settings(facts))
         if self.processes.first:
             facts.write(options.directory)
-        self.view.header(facts)
+            write_dropped(options.directory, found.dropped)
+        self.view.header(asdict(facts))
         self.view.samples(found.pairs, tokenizer)
         if not resumed:
             shortest = found.pairs[int(np.argmin(data.plan.tokens))]
             check_model(policy, shortest, TOLERANCE[self.autocast or self.dtype])
         live = None
         if wants_reference and cached is None:
-            live = launch.wrap(self._policy(tokenizer, longest, train=False), options, self.processes)
+            live = launch.wrap(
+                self._policy(tokenizer, found.pairs, longest, train=False), options, self.processes
+            )
         module = launch.wrap(policy, options, self.processes)
         optimizer = make_optimizer(policy.parameters(), options)
         loop = Loop(
@@ -122,9 +125,7 @@ class _Run:
             progress = checkpoint.load(resumed, policy, optimizer)
         progress = self._steps(loop, data, evaluation, progress, steps, facts)
         facts.seconds["steps"] = progress.seconds
-        result = finish(policy, tokenizer, facts, options, self.processes)
-        self.view.closing(result)
-        return result
+        return finish(policy, tokenizer, facts, options, self.processes, self.view)
 
     # --- what a run needs ------------------------------------------------------------------------
 
@@ -163,16 +164,16 @@ class _Run:
                 unpaired=objective.unpaired,
                 on_progress=advance,
             )
-        if not len(found.pairs):
-            raise ClairError(f"{one_line(file)}: no row is left to train on: {found.reasons()}")
+        for note in found.notes:
+            self.view.say(note)
         return found
 
-    def _policy(self, tokenizer: Any, longest: int, *, train: bool) -> Policy:
+    def _policy(self, tokenizer: Any, pairs: TokenPairs, longest: int, *, train: bool) -> Policy:
         options = self.options
         model = load_model(options.model, self.dtype)
         if train:
             self.model_hash = weights_hash(model)
-        check_vocabulary(tokenizer, model.get_output_embeddings().weight.shape[0])
+        check_vocabulary(tokenizer, model.get_output_embeddings().weight.shape[0], pairs)
         shares, why = sharing(model, options, longest, self.processes.device)
         if why is not None and train:
             self.view.say(f"prefixes are not shared: {why}")
@@ -232,6 +233,8 @@ class _Run:
             rows=found.rows,
             pairs_used=len(found.pairs),
             dropped=found.counts(),
+            end_of_turn=found.end_of_turn,
+            pinned_date=found.pinned_date,
             objective=options.objective,
             initial_loss=objective.initial_loss,
             steps=steps,
@@ -277,7 +280,8 @@ class _Run:
                     gathered.merge(measured)
                     seconds = before + time.monotonic() - since
                     progress = Progress(done, tokens, seconds)
-                    if done % options.logging_steps == 0 or done == steps:
+                    logged = done % options.logging_steps == 0 or done == steps
+                    if logged:
                         record = {
                             "step": done,
                             "epoch": done / data.plan.steps_per_epoch,
@@ -288,7 +292,6 @@ class _Run:
                             "seconds": seconds,
                         }
                         _check_finite(record)
-                        gathered = new_metrics()
                         for sink in (file.write, trackers.log, show):
                             sink(record)
                     if evaluation is not None and (done % every == 0 or done == steps):
@@ -299,7 +302,7 @@ class _Run:
                     if (options.save_steps and done % options.save_steps == 0) or done == steps:
                         self.checkpoints.save(progress, loop.policy, loop.optimizer, self._settings(facts))
                         saved = done
-                    if gathered.steps == 0:
+                    if logged:
                         gathered = (
                             StepMetrics()
                         )  # evaluation and saving are no part of the next step's time
@@ -316,6 +319,12 @@ class _Run:
         if self.stop.by_user:
             return ClairError(said, EXIT_INTERRUPTED)
         return StoppedEarly(said)
+
+
+def _longest(pairs: TokenPairs) -> int:
+    """Tokens of the longest prompt with an answer."""
+    lengths = pairs.lengths()
+    return int((lengths[:, 0] + lengths[:, 1:].max(axis=1)).max())
 
 
 def _check_finite(record: dict[str, Any]) -> None:
