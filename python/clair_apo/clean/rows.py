@@ -142,6 +142,7 @@ class RowReader:
                 rows += files.count_rows(path) or 0
                 continue
             loose = loose or path
+            types.see(dict.fromkeys(files.csv_header(path)))
             for item in files.read_rows(path):
                 rows += 1
                 if isinstance(item, dict):
