@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import os
 import signal
 import time
 from pathlib import Path
@@ -154,3 +155,50 @@ def test_sigterm_leaves_no_file_behind(tmp_path: Path) -> None:
     run.communicate(timeout=30)
     assert run.returncode == -signal.SIGTERM
     assert not any(output.parent.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("in.jsonl", b'[\n {\n  "prompt": "p"\n }\n]\n'),
+        ("in.jsonl.gz", b'{"prompt": "p", "chosen": "a", "rejected": "b"}\n'),
+    ],
+)
+def test_where_no_row_can_be_read_that_is_said(tmp_path: Path, name: str, content: bytes) -> None:
+    source = tmp_path / name
+    source.write_bytes(content)
+    runs = [
+        [c, source, *flags(c, tmp_path), "--output", tmp_path / "o.parquet"] for c in ("dedup", "filter")
+    ]
+    for arguments in [*runs, ["split", source]]:
+        done = clair(*arguments)
+        assert done.returncode == 1, arguments
+        assert "rows can be read; the first: " in done.stderr
+
+
+def test_a_pipe_is_refused_before_it_is_read(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "in.jsonl")  # nobody writes, so reading would wait for ever
+    done = clair("filter", tmp_path / "in.jsonl", "--where", "1=1", "--output", tmp_path / "o.jsonl")
+    assert done.returncode == 1
+    assert "is a pipe or a device" in done.stderr
+
+
+def test_an_empty_name_is_not_the_folder_one_is_in(tmp_path: Path) -> None:
+    pairs(tmp_path / "in.parquet", 2)
+    done = clair("stats", "", cwd=tmp_path)
+    assert done.returncode == 2
+    assert "the name of a file to read is empty" in done.stderr
+
+
+def test_a_cell_that_is_too_long_is_one_bad_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from clair_apo import files
+
+    monkeypatch.setattr(files, "MAX_LINE_BYTES", 1 << 20)
+    (tmp_path / "in.csv").write_text(f"a,b\n1,{'x' * (1 << 21)}\n2,y\n")
+    (tmp_path / "in.jsonl").write_text('{"a": "' + "x" * (1 << 21) + '"}\n{"a": "2"}\n')
+    for name in ("in.csv", "in.jsonl"):
+        bad, good = files.read_rows(tmp_path / name)
+        assert isinstance(bad, files.BadRow)
+        assert "longer than 1 MiB, the most that is read" in bad.reason
+        assert isinstance(good, dict)
+        assert good["a"] == "2"

@@ -63,6 +63,8 @@ def expand(spec: str | os.PathLike[str]) -> list[Path]:
     Raises ClairError where there are none, one of them is of a kind that is not read, or there is nothing
     in any of them: neither rows nor columns.
     """
+    if not os.fspath(spec):
+        raise UsageError("the name of a file to read is empty")
     path = Path(spec)
     if path.is_dir():
         found = sorted(p for p in path.iterdir() if p.is_file() and suffix(p) and not _by_product(p))
@@ -253,7 +255,9 @@ def json_lines(path: Path) -> Iterator[bytes | BadRow]:
                 if len(line) == MAX_LINE_BYTES and not line.endswith(b"\n"):
                     while (rest := file.readline(MAX_LINE_BYTES)) and not rest.endswith(b"\n"):
                         pass
-                    yield BadRow(f"the line is longer than {MAX_LINE_BYTES >> 20} MiB")
+                    yield BadRow(
+                        f"the line is longer than {MAX_LINE_BYTES >> 20} MiB, the most that is read"
+                    )
                     continue
             except (pa.ArrowException, OSError, EOFError, zlib.error) as error:
                 yield BadRow(f"{path.name} breaks off here, what follows is lost: {first_line(error)}")
@@ -333,7 +337,11 @@ def _csv_rows(path: Path) -> Iterator[Row | BadRow]:
             except StopIteration:
                 return
             except csv.Error as error:
-                yield BadRow(f"not CSV (line {reader.line_num}): {error}")
+                if "field limit" in str(error):
+                    most = f"{MAX_LINE_BYTES >> 20} MiB, the most that is read"
+                    yield BadRow(f"a cell is longer than {most} (line {reader.line_num})")
+                else:
+                    yield BadRow(f"not CSV (line {reader.line_num}): {error}")
                 continue
             if not cells:
                 continue

@@ -28,7 +28,8 @@ def filter_arguments(parser: argparse.ArgumentParser) -> None:
         "chosen_tokens, rejected_tokens (o200k_base), length_ratio, identical. Text goes in single\n"
         "quotes, odd names in double ones. Where a column or a measure is null, the rest of the\n"
         "condition decides, and a row for which all of it is null does not stay. A number divided by\n"
-        "0 is infinite, and 0 / 0 is NaN, which counts as larger than every number."
+        "0 is infinite, and 0 / 0 is NaN, which counts as larger than every number. A categorical\n"
+        "(dictionary) column is written as its values."
     )
     parser.epilog = (
         'example:\n  clair-apo filter pairs.parquet --where "levenshtein < 800 and jaccard > 0.3" \\\n'
