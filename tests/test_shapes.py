@@ -339,8 +339,9 @@ def test_files_without_pairs(tmp_path: Path) -> None:
     jsonl(path, [{"chosen": "x"}] * 5000)
     with pytest.raises(ClairError, match="Its columns are: chosen"):
         read(path)
-    path.write_text("")
-    assert read(path)[0] == []
+    path.write_text(" \n\n")
+    with pytest.raises(ClairError, match="there is nothing in it"):
+        read(path)
     pq.write_table(
         pa.table({"chosen": pa.array([], pa.string()), "rejected": pa.array([], pa.string())}),
         tmp_path / "e.parquet",

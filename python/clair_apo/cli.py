@@ -6,9 +6,12 @@ import argparse
 import difflib
 import errno
 import os
+import signal
 import sys
+import threading
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
@@ -16,8 +19,10 @@ from typing import Any, NoReturn
 from clair_apo.errors import (
     EXIT_CANNOT_GO_ON,
     EXIT_INTERRUPTED,
+    EXIT_TERMINATED,
     EXIT_USAGE,
     ClairError,
+    Terminated,
     UsageError,
 )
 
@@ -94,11 +99,37 @@ def _templates_arguments(parser: argparse.ArgumentParser) -> None:
 class _Parser(argparse.ArgumentParser):
     """Says what is wrong in one line; the whole usage is behind --help."""
 
+    _given: Sequence[str] = ()
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        self._given = list(args or ())
+        found, unknown = super().parse_known_args(args, namespace)
+        if unknown:  # told here, where the command's own flags are known
+            self.error(f"unrecognized arguments: {' '.join(unknown)}")
+        return found, unknown
+
     def error(self, message: str) -> NoReturn:
         from clair_apo.terminal import safe
 
-        print(f"{self.prog}: {safe(message)}\n`{self.prog} --help` lists the flags.", file=sys.stderr)
+        print(
+            f"{self.prog}: {safe(message)}{self._meant()}\n`{self.prog} --help` lists the flags.",
+            file=sys.stderr,
+        )
         raise SystemExit(EXIT_USAGE)
+
+    def _meant(self) -> str:
+        """The flag or command that the first unknown word is near to: often the true cause, as where a
+        required flag is mistyped."""
+        known = [option for action in self._actions for option in action.option_strings]
+        words = [word.partition("=")[0] for word in self._given if word.startswith("--")]
+        if self._subparsers is not None:
+            commands = next(a.choices for a in self._actions if isinstance(a, argparse._SubParsersAction))
+            known += commands
+            words = list(self._given[:1])
+        for word in words:
+            if word not in known and (near := difflib.get_close_matches(word, known, 1, 0.6)):
+                return f"; did you mean {near[0]}?"
+        return ""
 
 
 class _Version(argparse.Action):
@@ -244,13 +275,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     commands = _commands()
     parser, subparsers = _parser(commands)
     try:
-        config = _config_of(argv)
-        if config is not None and argv[0] in subparsers:
-            _apply_config(subparsers[argv[0]], config)
-        args = parser.parse_args(argv)
-        status = commands[args.command].run(args)
-        sys.stdout.flush()
-        return status
+        with _terminable():
+            return _run(argv, commands, parser, subparsers)
+    except Terminated:
+        # As the default would: whoever waits for us is to see the signal.
+        os.kill(os.getpid(), signal.SIGTERM)
+        return EXIT_TERMINATED
     except ClairError as error:
         return _fail(str(error), error.exit_code)
     except KeyboardInterrupt:
@@ -269,6 +299,38 @@ def main(arguments: Sequence[str] | None = None) -> int:
             "CLAIR_APO_DEBUG=1 shows where.",
             EXIT_CANNOT_GO_ON,
         )
+
+
+def _run(
+    argv: list[str], commands: Mapping[str, Command], parser: _Parser, subparsers: Mapping[str, _Parser]
+) -> int:
+    config = _config_of(argv)
+    if config is not None and argv[0] in subparsers:
+        _apply_config(subparsers[argv[0]], config)
+    args = parser.parse_args(argv)
+    status = commands[args.command].run(args)
+    sys.stdout.flush()
+    return status
+
+
+@contextmanager
+def _terminable() -> Iterator[None]:
+    """Within it, SIGTERM raises Terminated, so that files that are not whole are put away; a second one
+    kills at once, and so does one after it. Leaves the signal alone where somebody else handles it."""
+
+    def raises(*_: object) -> NoReturn:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        raise Terminated
+
+    ours = threading.current_thread() is threading.main_thread()
+    if not ours or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
+        yield
+        return
+    signal.signal(signal.SIGTERM, raises)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def _config_of(argv: Sequence[str]) -> str | None:

@@ -7,6 +7,11 @@ EXIT_CANNOT_GO_ON = 1
 EXIT_USAGE = 2
 EXIT_STOPPED_EARLY = 3
 EXIT_INTERRUPTED = 130
+EXIT_TERMINATED = 143
+
+
+class Terminated(BaseException):
+    """SIGTERM came: like KeyboardInterrupt no error, but everything open is put away on its way out."""
 
 
 class ClairError(Exception):

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from clair_apo._core import ParquetFile
-from clair_apo.errors import ClairError
+from clair_apo.errors import ClairError, UsageError
 from clair_apo.lazy import Lazy
 
 if TYPE_CHECKING:
@@ -60,8 +60,11 @@ def suffix(path: Path) -> str:
 def expand(spec: str | os.PathLike[str]) -> list[Path]:
     """The files that `spec` names: a file, a folder of files, or a glob of them, in order of name.
 
-    Raises ClairError where there are none or one of them is of a kind that is not read.
+    Raises ClairError where there are none, one of them is of a kind that is not read, or there is nothing
+    in any of them: neither rows nor columns.
     """
+    if not os.fspath(spec):
+        raise UsageError("the name of a file to read is empty")
     path = Path(spec)
     if path.is_dir():
         found = sorted(p for p in path.iterdir() if p.is_file() and suffix(p) and not _by_product(p))
@@ -79,7 +82,33 @@ def expand(spec: str | os.PathLike[str]) -> list[Path]:
             raise ClairError(
                 f"{p}: what this file is cannot be told; its name must end in {_one_of(INPUT_SUFFIXES)}"
             )
+    _not_empty(spec, found)
     return found
+
+
+def _not_empty(spec: str | os.PathLike[str], paths: list[Path]) -> None:
+    """Raises ClairError where there is nothing at all in any of the files."""
+    if all(map(_holds_nothing, paths)):
+        raise ClairError(f"{spec}: there is nothing in it, neither rows nor the names of columns")
+
+
+def _holds_nothing(path: Path) -> bool:
+    """Whether a file has no bytes but, in a text file, white space. What cannot be read is not nothing: its
+    reader says what is wrong."""
+    try:
+        if not path.is_file():  # a pipe can be read only once
+            return False
+        if not path.stat().st_size:
+            return True
+        if suffix(path) == ".parquet":
+            return False
+        with open_bytes(path) as file:
+            while start := file.read(1 << 14).removeprefix(b"\xef\xbb\xbf"):
+                if not start.isspace():
+                    return False
+    except (ClairError, pa.ArrowException, OSError, EOFError, zlib.error):
+        return False
+    return True
 
 
 def _by_product(path: Path) -> bool:
@@ -92,9 +121,10 @@ def _one_of(names: tuple[str, ...]) -> str:
 
 
 def check_output(path: Path) -> None:
-    """Raises ClairError where `path` cannot be written: unknown extension, or no such folder."""
+    """Raises ClairError where `path` cannot be written: no such folder, or, as a UsageError,
+    another extension."""
     if not any(path.name.lower().endswith(s) for s in OUTPUT_SUFFIXES):
-        raise ClairError(
+        raise UsageError(
             f"{path}: cannot write this kind of file; the name must end in {_one_of(OUTPUT_SUFFIXES)}"
         )
     if path.is_dir():
@@ -225,7 +255,9 @@ def json_lines(path: Path) -> Iterator[bytes | BadRow]:
                 if len(line) == MAX_LINE_BYTES and not line.endswith(b"\n"):
                     while (rest := file.readline(MAX_LINE_BYTES)) and not rest.endswith(b"\n"):
                         pass
-                    yield BadRow(f"the line is longer than {MAX_LINE_BYTES >> 20} MiB")
+                    yield BadRow(
+                        f"the line is longer than {MAX_LINE_BYTES >> 20} MiB, the most that is read"
+                    )
                     continue
             except (pa.ArrowException, OSError, EOFError, zlib.error) as error:
                 yield BadRow(f"{path.name} breaks off here, what follows is lost: {first_line(error)}")
@@ -269,29 +301,47 @@ def json_type(value: object) -> str:
     return next((name for kind, name in names if isinstance(value, kind)), "null")
 
 
-def _csv_rows(path: Path) -> Iterator[Row | BadRow]:
-    csv.field_size_limit(min(sys.maxsize, MAX_LINE_BYTES))
+def csv_header(path: Path) -> list[str]:
+    """The columns of a CSV file, which it has even without rows; nothing of any other file."""
+    if suffix(path) != ".csv":
+        return []
+    with open_bytes(path) as raw, _csv_text(raw) as file:
+        return _header(csv.reader(file, strict=True), path)
+
+
+def _csv_text(raw: IO[bytes]) -> io.TextIOWrapper:
     # Bytes that are no UTF-8 become lone surrogates, which the check of the cells finds: one bad row,
     # where a decoding error would end the file.
-    with (
-        open_bytes(path) as raw,
-        io.TextIOWrapper(raw, "utf-8-sig", errors="surrogateescape", newline="") as file,
-    ):
+    return io.TextIOWrapper(raw, "utf-8-sig", errors="surrogateescape", newline="")
+
+
+def _header(reader: Any, path: Path) -> list[str]:
+    csv.field_size_limit(min(sys.maxsize, MAX_LINE_BYTES))
+    try:
+        header: list[str] = next(reader, [])
+    except csv.Error as error:
+        raise ClairError(f"{path}: the header cannot be read: {error}") from error
+    twice = sorted({name for name in header if header.count(name) > 1})
+    if twice:
+        raise ClairError(f"{path}: column {twice[0]!r} stands in the header more than once")
+    return header
+
+
+def _csv_rows(path: Path) -> Iterator[Row | BadRow]:
+    with open_bytes(path) as raw, _csv_text(raw) as file:
         reader = csv.reader(file, strict=True)
-        try:
-            header = next(reader, [])
-        except csv.Error as error:
-            raise ClairError(f"{path}: the header cannot be read: {error}") from error
-        twice = sorted({name for name in header if header.count(name) > 1})
-        if twice:
-            raise ClairError(f"{path}: column {twice[0]!r} stands in the header more than once")
+        header = _header(reader, path)
         while True:
             try:
                 cells = next(reader)
             except StopIteration:
                 return
             except csv.Error as error:
-                yield BadRow(f"not CSV (line {reader.line_num}): {error}")
+                if "field limit" in str(error):
+                    most = f"{MAX_LINE_BYTES >> 20} MiB, the most that is read"
+                    yield BadRow(f"a cell is longer than {most} (line {reader.line_num})")
+                else:
+                    yield BadRow(f"not CSV (line {reader.line_num}): {error}")
                 continue
             if not cells:
                 continue
@@ -306,7 +356,8 @@ def _csv_rows(path: Path) -> Iterator[Row | BadRow]:
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """A name beside `path` to write to. It takes the place of `path` when the block ends well, and is
-    removed when it does not, so nobody ever sees half a file."""
+    removed when it does not, so nobody ever sees half a file. Only a kill that nobody can catch leaves it
+    behind, as `.NAME.….tmp`."""
     # A name of its own for each writer: of two that write to one path the last one wins, whole.
     temporary = path.with_name(f".{path.name}.{os.getpid():x}{secrets.token_hex(3)}.tmp")
     try:

@@ -10,7 +10,10 @@ import argparse
 from clair_apo.progress import Bar, print_json
 
 INPUT = ".parquet, .jsonl (also .gz, .zst), .csv, a folder or a quoted glob"
-OUTPUT = "the file to write: .parquet or .jsonl (also .gz, .zst)"
+OUTPUT = (
+    "the file to write: .parquet or .jsonl (also .gz, and .zst, which `datasets` reads only where the "
+    "package zstandard is installed)"
+)
 _PROMPTS = "the column with the prompts, if not `prompt`"
 
 
@@ -23,7 +26,10 @@ def filter_arguments(parser: argparse.ArgumentParser) -> None:
         "are computed where the table lacks them: jaccard, levenshtein, levenshtein_ratio,\n"
         "word_edits, word_edit_ratio, chosen_chars, rejected_chars, chosen_words, rejected_words,\n"
         "chosen_tokens, rejected_tokens (o200k_base), length_ratio, identical. Text goes in single\n"
-        "quotes, odd names in double ones. A row for which the condition is null does not stay."
+        "quotes, odd names in double ones. Where a column or a measure is null, the rest of the\n"
+        "condition decides, and a row for which all of it is null does not stay. A number divided by\n"
+        "0 is infinite, and 0 / 0 is NaN, which counts as larger than every number. A categorical\n"
+        "(dictionary) column is written as its values."
     )
     parser.epilog = (
         'example:\n  clair-apo filter pairs.parquet --where "levenshtein < 800 and jaccard > 0.3" \\\n'
@@ -52,6 +58,7 @@ def run_filter(args: argparse.Namespace) -> int:
     if found["undecided"]:
         lines.append(("undecided", found["undecided"], "the condition is null: left out"))
     lines += summary.skipped_lines(found["skipped_reasons"])
+    lines += summary.skipped_lines(found["unmeasured"], "unmeasured")
     summary.show(summary.from_to(found), found["rows_in"], lines)
     return 0
 

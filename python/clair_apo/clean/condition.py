@@ -49,6 +49,14 @@ _MEMBERS = {
 }
 _NOT_IN_FAMILY = {"ConcatVertical"}
 
+# What in SQL is no code: text, names in quotes, remarks.
+_QUOTED = re.compile(
+    r"\be'(?:\\.|''|[^'\\])*'|'(?:''|[^'])*'|\"(?:\"\"|[^\"])*\"|`[^`]*`|\$(\w*)\$.*?\$\1\$"
+    r"|--[^\n]*|/\*.*?\*/",
+    re.IGNORECASE | re.DOTALL,
+)
+_SUBQUERY = re.compile(r"\bselect\b|\(\s*(?:from|with)\b|\b(?:read|scan)_\w+\s*\(", re.IGNORECASE)
+
 
 class Condition:
     """A condition over the columns of `schema` and the measures that it lacks.
@@ -160,13 +168,17 @@ def _polars() -> Any:
 
 def _parsed(where: str) -> pl.Expr:
     polars = _polars()
+    # Polars opens the files of `read_csv('…')` as it parses, so they are refused before that.
+    if _SUBQUERY.search(_QUOTED.sub(" ", where)):
+        raise UsageError(
+            f"--where {one_line(where)}: a subquery cannot be used; a condition must follow from one row "
+            "alone, and opens no other file"
+        )
     try:
         found: pl.Expr = polars.sql_expr(where)
         return found
-    except polars.exceptions.PolarsError as error:
+    except (polars.exceptions.PolarsError, OSError) as error:
         said = one_line(str(error).strip().splitlines()[0])
-        if re.search(r"\bselect\b", where, re.IGNORECASE):
-            said = f"a subquery cannot be used ({said})"
         raise UsageError(f"--where {one_line(where)}: not a SQL condition: {said}") from error
 
 

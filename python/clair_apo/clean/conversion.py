@@ -90,7 +90,7 @@ def convert(
     path = _default_output(file, to) if output is None else Path(output)
     check_paths(file, path)
     if to == "jsonl" and files.suffix(path) == ".parquet":
-        raise UsageError(f"{one_line(str(path))}: --to jsonl writes .jsonl, .jsonl.gz or .jsonl.zst")
+        raise UsageError(f"{one_line(str(path))}: --to jsonl writes .jsonl or .jsonl.gz (or .jsonl.zst)")
     rows_in, rows_out, pairs, skipped = (_lines if to == "jsonl" else _pairs)(file, to, path, on_progress)
     return {
         "file": str(file),

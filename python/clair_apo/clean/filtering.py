@@ -14,7 +14,6 @@ from clair_apo.clean.condition import Condition
 from clair_apo.clean.pairs import PairsByRow
 from clair_apo.clean.rows import Progress, RowBatch, RowReader, RowWriter, Spec, check_paths
 from clair_apo.clean.summary import reasons
-from clair_apo.shapes import Skipped
 
 
 def filter_rows(
@@ -26,8 +25,9 @@ def filter_rows(
     which are computed from the texts where the table lacks them. Memory holds a few batches.
 
     Returns: what `clair-apo filter --json` prints. `rows_in` = `rows_out` + `left_out` (the condition is
-    false) + `undecided` (it is null) + `skipped` (rows that cannot be read, or hold no pair while a
-    measure is needed; `skipped_reasons` says which).
+    false) + `undecided` (it is null) + `skipped` (rows that cannot be read; `skipped_reasons` says why).
+    `unmeasured` tells of the rows that hold no pair while a measure is needed, by reason as
+    `skipped_reasons` does: the measure is null there, and the rest of the condition decides.
 
     Raises ClairError (UsageError where the expression itself is the trouble).
     """
@@ -40,14 +40,14 @@ def filter_rows(
     left_out = undecided = 0
     with RowWriter(Path(output), reader) as writer:
         for rows in reader:
-            stays, measurable = _stays(condition, rows, pairs)
-            asked = stays.filter(measurable)
-            undecided += asked.null_count
-            left_out += pc.sum(pc.invert(asked)).as_py() or 0
-            writer.write(rows, pc.and_(pc.fill_null(stays, False), measurable))
+            stays = _stays(condition, rows, pairs)
+            undecided += stays.null_count
+            left_out += pc.sum(pc.invert(stays)).as_py() or 0
+            writer.write(rows, stays)
             if on_progress is not None:
                 on_progress(str(file), reader.rows_read, reader.total_rows)
-    skipped = pairs.skipped() if pairs is not None else _unreadable(reader)
+    skipped = {"unreadable": reader.unreadable} if reader.unreadable else {}
+    unmeasured = pairs.skipped() if pairs is not None else {}
     return {
         "file": str(file),
         "output": str(output),
@@ -59,6 +59,7 @@ def filter_rows(
         "undecided": undecided,
         "skipped": sum(s.rows for s in skipped.values()),
         "skipped_reasons": reasons(skipped),
+        "unmeasured": reasons({r: s for r, s in unmeasured.items() if r != "unreadable"}),
     }
 
 
@@ -67,24 +68,16 @@ def _lines_pass(reader: RowReader, output: Path) -> bool:
     return files.suffix(output) != ".parquet" and all(".jsonl" in files.suffix(p) for p in reader.paths)
 
 
-def _unreadable(reader: RowReader) -> dict[str, Skipped]:
-    return {"unreadable": reader.unreadable} if reader.unreadable else {}
-
-
-def _stays(
-    condition: Condition, rows: RowBatch, pairs: PairsByRow | None
-) -> tuple[pa.BooleanArray, pa.BooleanArray]:
-    """The condition's answers, and which rows have what it needs."""
+def _stays(condition: Condition, rows: RowBatch, pairs: PairsByRow | None) -> pa.BooleanArray:
+    """The condition's answers; null where it cannot be told."""
     arrays = [rows.batch.column(name) for name in condition.columns] if condition.columns else []
     names = list(condition.columns)
-    measurable = pa.repeat(True, rows.num_rows)
     if pairs is not None:
         texts = pairs.take(rows.first_row, rows.num_rows)
-        measurable = texts["chosen"].is_valid()
         for name, column in measured(condition.measures, texts["rejected"], texts["chosen"]):
             names.append(name)
             arrays.append(column)
-    return condition.of(pa.table(arrays, names), rows.num_rows), measurable
+    return condition.of(pa.table(arrays, names), rows.num_rows)
 
 
 def measured(names: list[str], rejected: Any, chosen: Any) -> Iterator[tuple[str, Any]]:

@@ -96,6 +96,11 @@ class RowReader:
     def __post_init__(self) -> None:
         self.paths = files.expand(self.spec)
         for path in self.paths:
+            if not path.is_file():
+                raise ClairError(
+                    f"{one_line(str(path))}: is a pipe or a device, and the rows are read more than once; "
+                    "write them to a file first"
+                )
             names = [] if (schema := files.columns_of(path)) is None else schema.names
             if twice := next((n for n in names if names.count(n) > 1), None):
                 where = one_line(str(path))
@@ -135,6 +140,8 @@ class RowReader:
         types = LooseTypes(set())
         loose: Path | None = None
         rows = 0
+        first: str | None = None
+        readable = False
         for path in self.paths:
             schema = files.columns_of(path)
             if schema is not None:
@@ -142,12 +149,24 @@ class RowReader:
                 rows += files.count_rows(path) or 0
                 continue
             loose = loose or path
+            types.see(dict.fromkeys(files.csv_header(path)))
             for item in files.read_rows(path):
                 rows += 1
                 if isinstance(item, dict):
                     types.see(item)
+                    readable = True
+                else:
+                    first = first or item.reason
+        if first is not None and not readable and not found:
+            raise self.none_readable(rows, first)
         self._counted = rows
         return unified(found, (one_line(str(loose)), types.schema()) if loose is not None else None)
+
+    def none_readable(self, rows: int, first: str) -> ClairError:
+        return ClairError(
+            f"{one_line(str(self.spec))}: none of its {rows:,} rows can be read; the first: "
+            f"{one_line(first, 300)}"
+        )
 
     def _bad(self, reason: str, path: Path) -> None:
         if self.unreadable is None:
@@ -312,10 +331,7 @@ class RowWriter:
         Raises ClairError where no row of the input could be read: that is no empty table."""
         bad = self._reader.unreadable
         if bad is not None and bad.rows == self._reader.rows_read:
-            raise ClairError(
-                f"{one_line(str(self._reader.spec))}: none of its {bad.rows:,} rows can be read; "
-                f"the first: {bad.first}"
-            )
+            raise self._reader.none_readable(bad.rows, bad.first)
         self._writer.finish()
 
     def __exit__(

@@ -43,8 +43,8 @@ def split(
     in case, in white space or in Unicode's way to write the same text are one.
 
     Returns: what `clair-apo split --json` prints. `rows_in` = `train` + `test` + `skipped` (rows that
-    cannot be read, or have no prompt). Raises ClairError where a part would be empty, or there are no
-    prompts.
+    cannot be read, or have no prompt). Raises ClairError where a part of any rows would be empty, or
+    there are no prompts.
     """
     if not 0 < test < 1:
         raise UsageError(f"--test {test}: a share of the prompts, between 0 and 1")
@@ -69,7 +69,7 @@ def split(
             if on_progress is not None:
                 on_progress(str(file), reader.rows_read, reader.total_rows)
         for writer, name, other in ((train, "train", "smaller"), (tested, "test", "larger")):
-            if not writer.rows:
+            if not writer.rows and reader.rows_read:
                 raise ClairError(
                     f"{one_line(str(file))}: no row would be in the {name} part, with --test {test} "
                     f"of {reader.rows_read:,} rows. Try a {other} share, or another --seed."

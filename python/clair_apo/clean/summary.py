@@ -30,11 +30,13 @@ def show(title: str, rows_in: int, lines: Sequence[tuple[str, int, str]]) -> Non
         out.print(line.rstrip(), soft_wrap=True)
 
 
-def skipped_lines(found: Mapping[str, Mapping[str, Any]]) -> list[tuple[str, int, str]]:
+def skipped_lines(
+    found: Mapping[str, Mapping[str, Any]], label: str = "skipped"
+) -> list[tuple[str, int, str]]:
     """One line for each reason of `reasons`."""
     return [
         (
-            "skipped",
+            label,
             each["rows"],
             f"{SKIP_REASONS[reason]}; first: row {each['first_row']}, {one_line(each['first'], 120)}",
         )
