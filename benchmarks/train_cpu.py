@@ -3,8 +3,8 @@
     python benchmarks/train_cpu.py --data ../shared/data
     python benchmarks/train_cpu.py --runs ours,trl --steps 1 --json > figures.json
 
-SmolLM2-135M-Instruct (the embedded model), float32, APO-zero, on the first pairs of `pairs_revision.parquet`. Each
-run is a process of its own:
+SmolLM2-135M-Instruct (the embedded model), float32, APO-zero, on the first pairs of
+`pairs_revision.parquet`. Each run is a process of its own:
 
 - ours: `clair-apo train` as it is, its cache of references empty, so its pass over the reference counts
 - trl: DPOTrainer with its defaults (a live reference, gradient checkpointing, 1,024 tokens)
@@ -12,8 +12,8 @@ run is a process of its own:
 - trl-same, ours-same: batches of the same tokens in both (2,048), to compare losses, gradient norms and
   log-probabilities step by step, at a rate at which these move
 
-Seconds are those of training, the reference's pass included, without imports and loading. Memory is the peak
-resident set of the process. Needs the `dev` extra; about fifteen minutes on two cores.
+Seconds are those of training, the reference's pass included, without imports and loading. Memory is the
+peak resident set of the process. Needs the `dev` extra; about fifteen minutes on two cores.
 """
 
 from __future__ import annotations
@@ -183,7 +183,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         work = Work(args.data, args.steps, args.batch, Path(folder))
         found = {name: measured(work, name) for name in args.runs.split(",")}
-    for name, run in found.items():
+    for run in found.values():
         run["pairs_per_second"] = work.rows / run["seconds"]
     agreement = compare(found)
     if args.json:

@@ -21,7 +21,6 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from clair_apo import train_model
 from clair_apo.errors import ClairError, UsageError
-
 from trl_step import WORDS, tiny_model
 
 FLAGS: dict[str, Any] = {"batch_size": 4, "learning_rate": 1e-3, "tokens_per_microbatch": 60, "quiet": True}

@@ -95,7 +95,7 @@ def _no_room(options: TrainOptions) -> ClairError:
     budget = options.tokens_per_microbatch
     now = f" (now {budget})" if budget else ""
     return ClairError(
-        f"out of memory. Lower --tokens-per-microbatch{now} or --activation-budget first, then --max-length; "
-        "--sharding fsdp spreads weights over processes, --lora-rank trains adapters only. The last checkpoint "
-        "stands."
+        f"out of memory. Lower --tokens-per-microbatch{now} or --activation-budget first, then "
+        "--max-length; --sharding fsdp spreads weights over processes, --lora-rank trains adapters only. "
+        "The last checkpoint stands."
     )

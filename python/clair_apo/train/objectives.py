@@ -1,21 +1,21 @@
 """The objectives, each written once over the summed log-probabilities of answers.
 
-The log-ratio of an answer is log pi(y|x) - log pi_ref(y|x), summed over its tokens, and its reward r = beta times
-that; w is the chosen answer, l the rejected one, s the logistic function. Every loss is minimised. Anchored
-losses have TRL's form, which is the paper's (equations 7 and 8) plus one, so that both start at 1.
+The log-ratio of an answer is log pi(y|x) - log pi_ref(y|x), summed over its tokens, and its reward r = beta
+times that; w is the chosen answer, l the rejected one, s the logistic function. Every loss is minimised.
+Anchored losses have TRL's form, which is the paper's (equations 7 and 8) plus one, so that both start at 1.
 
 | objective | loss | gradient at the start: dL/dr_w, dL/dr_l | when |
 |---|---|---|---|
 | apo-zero | (1 - s(r_w)) + s(r_l) | -1/4, +1/4 | chosen is better than what the model writes |
 | apo-down | s(r_w) + (1 - s(r_w - r_l)) | 0, +1/4 | the model writes better than chosen |
 | dpo | -log s(r_w - r_l) | -1/2, +1/2 | says nothing of either likelihood alone |
-| kto-pair | (1 - s(r_w - beta KL_l)) + (1 - s(beta KL_w - r_l)) | -1/4, +1/4 | as apo-zero, from a moving anchor |
+| kto-pair | (1 - s(r_w - beta KL_l)) + (1 - s(beta KL_w - r_l)) | -1/4, +1/4 | a moving anchor |
 | kto | desirable: 1 - s(r - beta KL); undesirable: 1 - s(beta KL - r) | -1/4 or +1/4 | unpaired rows |
-| apo-zero-unpaired | desirable: 1 - s(r); undesirable: s(r) | -1/4 or +1/4 | unpaired rows, no KL estimate |
+| apo-zero-unpaired | desirable: 1 - s(r); undesirable: s(r) | -1/4 or +1/4 | unpaired rows |
 | sft | -log pi(y_w) / tokens | | a baseline on chosen answers |
 
-Sources: D'Oosterlinck et al., Anchored Preference Optimization (TACL 2025); Rafailov et al., DPO (2023), with the
-conservative label smoothing of its authors; Ethayarajh et al., KTO (2024).
+Sources: D'Oosterlinck et al., Anchored Preference Optimization (TACL 2025); Rafailov et al., DPO (2023),
+with the conservative label smoothing of its authors; Ethayarajh et al., KTO (2024).
 """
 
 from __future__ import annotations
@@ -56,8 +56,8 @@ class StepFacts:
     """What holds for a whole optimiser step, and is known before its first gradient.
 
     `kl_chosen`, `kl_rejected`: max(0, mean log-ratio) of the step's chosen and rejected answers; for kto
-    `kl_chosen` is that of prompts with answers of others. Nats an answer. `mean_chosen_tokens`: of its chosen
-    answers.
+    `kl_chosen` is that of prompts with answers of others. Nats an answer. `mean_chosen_tokens`: of its
+    chosen answers.
     """
 
     kl_chosen: float

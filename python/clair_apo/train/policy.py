@@ -45,7 +45,7 @@ class Policy(nn.Module):
         self.head_shape = head_shape(plain.config)
         self.layers = _layers(plain)
         if budget is not None:
-            # What transformers' own switch does, layer by layer; that one is renamed in the versions we take.
+            # What transformers' own switch does, which has another name in each version.
             for layer in self.layers:
                 layer._gradient_checkpointing_func = partial(checkpoint, use_reentrant=False)
 

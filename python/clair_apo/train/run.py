@@ -53,9 +53,9 @@ FIRST_LOSS = {torch.float32: 1e-3, torch.bfloat16: 0.05}
 def train(options: TrainOptions) -> dict[str, Any]:
     """Trains, and writes the model and what there is to know about the run to `options.output_dir`.
 
-    Returns: what train.json holds. Raises: UsageError for settings that cannot be meant; ClairError where it
-    cannot go on, with what to change; with exit status 130 or 3 where it was asked to stop, which leaves a
-    checkpoint.
+    Returns: what train.json holds. Raises: UsageError for settings that cannot be meant; ClairError where
+    it cannot go on, with what to change, and with exit status 130 or 3 where it was asked to stop, which
+    leaves a checkpoint.
     """
     options.check()
     processes = launch.start(options)
@@ -332,6 +332,6 @@ def _check_finite(record: dict[str, Any]) -> None:
         if not np.isfinite(record[name]):
             raise ClairError(
                 f"the {name} of step {record['step']} is {record[name]}: nothing of this step was saved. A "
-                "lower --learning-rate or --max-grad-norm, or --dtype float32, may help; the last checkpoint "
-                "stands."
+                "lower --learning-rate or --max-grad-norm, or --dtype float32, may help; the last "
+                "checkpoint stands."
             )
