@@ -164,8 +164,8 @@ class Loop:
         if expected is not None and not abs(found - expected) <= self.first_loss_tolerance:
             raise ClairError(
                 f"the first loss is {found:.6g} and must be {expected:.6g}: policy and reference differ "
-                "before the first step. Are the cached references of another model, or does the model draw random "
-                "numbers? Nothing was changed."
+                "before the first step. Are the cached references of another model, or does the model draw "
+                "random numbers? Nothing was changed."
             )
 
     def _run(
