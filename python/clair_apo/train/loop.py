@@ -10,6 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -24,6 +25,8 @@ from clair_apo.train.optim import rate_factor, set_rate
 from clair_apo.train.packing import pack
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
     from clair_apo.train.options import TrainOptions
     from clair_apo.train.packing import Packed
     from clair_apo.train.plan import Microbatch, Plan, Step
@@ -49,6 +52,14 @@ class Data:
     plan: Plan
     references: References | None
     mismatched: Data | None = None  # prompts with answers of others, for the KL estimate of KTO
+
+    @cached_property
+    def logical(self) -> NDArray[np.int64]:
+        """Tokens of each pair in passes without sharing, int64 [n]."""
+        lengths = self.pairs.lengths()
+        answers = lengths[:, 1:]
+        total: NDArray[np.int64] = lengths[:, 0] * (answers > 0).sum(1) + answers.sum(1)
+        return total
 
 
 class Loop:
@@ -197,12 +208,6 @@ class Loop:
         if loss.requires_grad:
             loss.backward()
         policy = SequenceLogps(chosen, rejected)
-        logical = sum(
-            len(pair.prompt) * (bool(len(pair.chosen)) + bool(len(pair.rejected)))
-            + len(pair.chosen)
-            + len(pair.rejected)
-            for pair in (data.pairs[i] for i in micro.pairs)
-        )
         measured.add(
             loss=loss.detach() / self.processes.count,
             policy=policy,
@@ -211,7 +216,7 @@ class Loop:
             tokens=(tokens[0], tokens[1]),
             weights=weights,
             physical=batch.tokens,
-            logical=logical,
+            logical=int(data.logical[list(micro.pairs)] @ np.array(micro.weights, np.int64)),
         )
 
     def _facts(self, data: Data, step: Step) -> StepFacts:

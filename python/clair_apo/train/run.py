@@ -276,7 +276,7 @@ class _Run:
             try:
                 for step, measured, extras in loop.train(data, progress.step, steps):
                     done = step.number + 1
-                    tokens += measured.logical
+                    tokens += int(data.logical[list(step.members)].sum())
                     gathered.merge(measured)
                     seconds = before + time.monotonic() - since
                     progress = Progress(done, tokens, seconds)
