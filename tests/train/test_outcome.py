@@ -7,7 +7,7 @@ import math
 import pytest
 import runs
 
-from clair_apo.train.outcome import OPEN, PROMISES, changes, formula, outcome, terms
+from clair_apo.train.outcome import OPEN, PROMISES, changes, formula, outcome, terms, written
 
 ENDS = {"apart": (8.0, -22.0), "down": (-6.0, -25.0), "falls": (-25.0, -6.0), "up": (20.0, 4.0)}
 
@@ -89,3 +89,16 @@ def test_the_formula_says_what_the_settings_add() -> None:
     assert "ε = 0.1" in formula(facts)
     assert formula({"objective": "sft"}) == "−log π(y_c | x)"
     assert all(one.formula for one in PROMISES.values())
+
+
+@pytest.mark.parametrize(
+    ("form", "value", "said"),
+    [
+        ("{:+.2f}", -0.001, "0.00"),
+        ("{:+.2f}", 0.001, "0.00"),
+        ("{:+.2f}", -1.5, "-1.50"),
+        ("{:.1%}", 0.5, "50.0%"),
+    ],
+)
+def test_what_rounds_to_nothing_has_no_sign(form: str, value: float, said: str) -> None:
+    assert written(form, value) == said

@@ -15,7 +15,7 @@ import runs
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from clair_apo.train.charts import LEFT, POINTS, RIGHT, TOP, Chart, Plot, Series, thin, ticks, written
+from clair_apo.train.charts import LEFT, POINTS, RIGHT, TOP, Chart, Plot, Series, thin, ticks
 from clair_apo.train.page import charts, page, write_likelihood_svg, write_page
 
 SVG = "{http://www.w3.org/2000/svg}"
@@ -206,19 +206,6 @@ def test_ticks_are_few_and_inside(low: float, span: float, count: int) -> None:
     found = ticks(low, high, count)
     assert len(found) <= count + 2
     assert all(low - span * 0.01 <= tick <= high + span * 0.01 for tick in found)
-
-
-@pytest.mark.parametrize(
-    ("form", "value", "said"),
-    [
-        ("{:+.2f}", -0.001, "0.00"),
-        ("{:+.2f}", 0.001, "0.00"),
-        ("{:+.2f}", -1.5, "−1.5" + "0"),
-        ("{:.1%}", 0.5, "50.0%"),
-    ],
-)
-def test_numbers_as_people_write_them(form: str, value: float, said: str) -> None:
-    assert written(form, value) == said
 
 
 def test_charts_without_a_value_are_left_out() -> None:

@@ -66,7 +66,7 @@ def test_plain_lines_where_there_is_no_terminal(capsys: pytest.CaptureFixture[st
     steps = [line for line in lines if line.startswith("step ")]
     # The first and the last; between them half a minute must pass.
     assert [line.split(",")[0] for line in steps] == ["step 1/100", "step 100/100"]
-    assert "chosen +0.00, rejected +0.00" in steps[0]
+    assert "chosen 0.00, rejected 0.00" in steps[0]
     assert re.search(r"chosen \+\d", steps[1])
     assert re.search(r"rejected -\d", steps[1])
     assert sum(line.startswith("held-out pairs after step") for line in lines) == 5

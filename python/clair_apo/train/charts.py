@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from html import escape
 
 from clair_apo.terminal import safe
+from clair_apo.train.outcome import written
 
 # Means drawn in one line; a run of fewer steps is drawn step by step.
 POINTS = 120
@@ -127,7 +128,7 @@ class Plot:
             if 0 < SPIKE * inner < means[-1] - means[0]:
                 middle = means[len(means) // 2]
                 farthest = max(means[0], means[-1], key=lambda end: abs(end - middle))
-                self.note = f"spikes to {written('{:.3g}', farthest)} cut off"
+                self.note = f"spikes to {farthest:.3g} cut off"
                 low = max(low, min(means[cut] - inner, lows[cut]))
                 high = min(high, max(means[-1 - cut] + inner, highs[-1 - cut]))
         if self.chart.zero:
@@ -243,7 +244,7 @@ class Plot:
         }
 
     def _written(self, value: float) -> str:
-        return written(self.chart.written, value)
+        return written(self.chart.written, value).replace("-", "−")
 
     def _tick(self, value: float) -> str:
         if "%" in self.chart.written:
@@ -252,12 +253,6 @@ class Plot:
             if abs(value) >= 10 * size:
                 return f"{value / size:,.6g}{name}".replace("-", "−")
         return f"{value:,.6g}".replace("-", "−")
-
-
-def written(form: str, value: float) -> str:
-    """`value` as `form` says, with the sign that people use, and none on what is rounded to nothing."""
-    text = form.format(value)
-    return (text[1:] if text[0] in "+-" and not text.strip("+-0.%") else text).replace("-", "−")
 
 
 def ticks(low: float, high: float, count: int, whole: bool = False) -> list[float]:

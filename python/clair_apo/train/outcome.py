@@ -104,6 +104,13 @@ def number(record: Mapping[str, Any], name: str) -> float:
     return float(value) if isinstance(value, int | float) else math.nan
 
 
+def written(form: str, value: float) -> str:
+    """`value` as `form` says, without a sign on what is rounded to nothing: log-ratios of the first step
+    are zeros of either sign."""
+    text = form.format(value)
+    return text[1:] if text[0] in "+-" and not text.strip("+-0.%") else text
+
+
 def training(metrics: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
     """The records of steps."""
     return [record for record in metrics if not _held_out(record)]

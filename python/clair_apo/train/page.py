@@ -11,7 +11,7 @@ from typing import Any
 
 from clair_apo import files
 from clair_apo.terminal import safe
-from clair_apo.train.charts import DARK, LIGHT, STYLE, Chart, Plot, Series, alone, written
+from clair_apo.train.charts import DARK, LIGHT, STYLE, Chart, Plot, Series, alone
 from clair_apo.train.outcome import (
     CHOSEN,
     REJECTED,
@@ -23,6 +23,7 @@ from clair_apo.train.outcome import (
     promise,
     terms,
     training,
+    written,
 )
 
 Record = Mapping[str, Any]
@@ -261,7 +262,7 @@ def _ends(metrics: Sequence[Record], last_steps: int) -> str:
 
 
 def _number(form: str, value: float | None) -> str:
-    return "–" if value is None else written(form, value)
+    return "–" if value is None else written(form, value).replace("-", "−")
 
 
 def _run(facts: Record) -> list[tuple[str, str]]:

@@ -33,6 +33,7 @@ from clair_apo.train.outcome import (
     outcome,
     promise,
     terms,
+    written,
 )
 
 BAR_WIDTH = 12
@@ -151,11 +152,11 @@ class View:
         last = f"last {found.last_steps:,}" if found.last_steps > 1 else "last"
         for column in ("first", last, *(["held out"] if held else [])):
             table.add_column(column, justify="right")
-        for name, label, written in _SUMMARY:
+        for name, label, form in _SUMMARY:
             if name in rows:
                 change = rows[name]
                 values = [change.first, change.last, *([change.held_out] if held else [])]
-                cells = ["–" if value is None else _written(written, value) for value in values]
+                cells = ["–" if value is None else written(form, value) for value in values]
                 title = Text(label)
                 if name in (CHOSEN, REJECTED):
                     way = found.chosen_way if name == CHOSEN else found.rejected_way
@@ -349,9 +350,9 @@ class _Curve:
         text = Text(f"{label} ").append(self._sparks[name].blocks(room), colour)
         return text.append(f" {ARROWS[way]} {_signed(value)}", colour)
 
-    def _mean(self, label: str, name: str, written: str) -> Text:
+    def _mean(self, label: str, name: str, form: str) -> Text:
         value = self._average(name)
-        return Text() if math.isnan(value) else Text(f"{label} {_written(written, value)}")
+        return Text() if math.isnan(value) else Text(f"{label} {written(form, value)}")
 
     def _rate(self, name: str, unit: str) -> Text:
         value = self._average(name)
@@ -413,14 +414,8 @@ def _values(record: Mapping[str, Any], prefix: str) -> list[str]:
         ("margin", "rewards/margins", "{:+.3f}"),
         ("accuracy", "rewards/accuracies", "{:.0%}"),
     )
-    found = [(label, number(record, prefix + name), written) for label, name, written in named]
-    return [f"{label} {_written(written, v)}" for label, v, written in found if math.isfinite(v)]
-
-
-def _written(written: str, value: float) -> str:
-    text = written.format(value)
-    # Rounding leaves a sign on nothing: log-ratios of the first step are zeros of either sign.
-    return text.replace("-", "+") if text.startswith("-") and not text.strip("-0.%") else text
+    found = [(label, number(record, prefix + name), form) for label, name, form in named]
+    return [f"{label} {written(form, v)}" for label, v, form in found if math.isfinite(v)]
 
 
 def _bar(share: float, room: int) -> Text:
