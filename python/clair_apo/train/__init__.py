@@ -1,0 +1,1 @@
+"""APO training."""
