@@ -1,21 +1,30 @@
-"""The objectives, each written once over the summed log-probabilities of answers.
+"""What training makes smaller, each objective written once over sequence log-probabilities.
 
-The log-ratio of an answer is log pi(y|x) - log pi_ref(y|x), summed over its tokens, and its reward r = beta
-times that; w is the chosen answer, l the rejected one, s the logistic function. Every loss is minimised.
-Anchored losses have TRL's form, which is the paper's (equations 7 and 8) plus one, so that both start at 1.
+Notation: the log-ratio of an answer is log p_policy - log p_reference, summed over its tokens;
+r_w and r_l are beta times the log-ratios of the chosen and the rejected answer, m = r_w - r_l, s is the
+logistic function. With `length_normalised` a log-ratio is divided by the answer's number of tokens first.
 
-| objective | loss | gradient at the start: dL/dr_w, dL/dr_l | when |
+| name | loss of a row | at the start | d/dr_w, d/dr_l there |
 |---|---|---|---|
-| apo-zero | (1 - s(r_w)) + s(r_l) | -1/4, +1/4 | chosen is better than what the model writes |
-| apo-down | s(r_w) + (1 - s(r_w - r_l)) | 0, +1/4 | the model writes better than chosen |
-| dpo | -log s(r_w - r_l) | -1/2, +1/2 | says nothing of either likelihood alone |
-| kto-pair | (1 - s(r_w - beta KL_l)) + (1 - s(beta KL_w - r_l)) | -1/4, +1/4 | a moving anchor |
-| kto | desirable: 1 - s(r - beta KL); undesirable: 1 - s(beta KL - r) | -1/4 or +1/4 | unpaired rows |
-| apo-zero-unpaired | desirable: 1 - s(r); undesirable: s(r) | -1/4 or +1/4 | unpaired rows |
-| sft | -log pi(y_w) / tokens | | a baseline on chosen answers |
+| apo-zero | (1 - s(r_w)) + s(r_l) | 1 | -1/4, +1/4 |
+| apo-down | s(r_w) + (1 - s(m)) | 1 | 0, +1/4 |
+| dpo | -(1 - e) log s(m) - e log s(-m) | ln 2 | -(1/2 - e), +(1/2 - e) |
+| kto-pair | mean of 1 - s(r_w - beta KL_l) and 1 - s(beta KL_w - r_l) | 1/2 | -1/8, +1/8 |
+| kto | chosen: d (1 - s(r_w - beta KL)); rejected: u (1 - s(beta KL - r_l)) | d/2, u/2 | -d/4, +u/4 |
+| apo-zero-unpaired | kto with KL = 0 | d/2, u/2 | -d/4, +u/4 |
+| sft | -log p_policy(chosen), a token | | |
 
-Sources: D'Oosterlinck et al., Anchored Preference Optimization (TACL 2025); Rafailov et al., DPO (2023),
-with the conservative label smoothing of its authors; Ethayarajh et al., KTO (2024).
+e is the label smoothing, d and u are the weights of desirable and undesirable answers. A row of kto or
+apo-zero-unpaired with both answers has the mean of both terms, so a table of pairs gives what its
+answers, taken one by one, would give. The losses of APO are the paper's plus 1, as TRL writes them.
+
+When to use which: apo-zero where the chosen answers are better than the model's own, apo-down where the
+model's own are better (both then become less likely, the rejected ones more so); dpo fixes the difference
+alone, and lets both move either way; kto and apo-zero-unpaired learn from answers without a partner;
+sft from chosen answers only.
+
+Sources: APO, arXiv 2408.06266, equations 7 and 8; DPO, arXiv 2305.18290, its smoothed form from
+"A note on DPO with noisy preferences" (Mitchell, 2023); KTO, arXiv 2402.01306, equation 7.
 """
 
 from __future__ import annotations
@@ -24,52 +33,31 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import torch
-import torch.nn.functional as F
-from torch import Tensor
+from clair_apo.errors import UsageError
+from clair_apo.lazy import Lazy
 
 if TYPE_CHECKING:
-    from clair_apo.train.options import TrainOptions
+    import torch
+    from torch import Tensor
+else:
+    torch = Lazy("torch")  # flags are checked before torch is needed
 
-UNPAIRED = ("kto", "apo-zero-unpaired")
-FORMULAS = {
-    "apo-zero": "(1 - σ(r_w)) + σ(r_l)",
-    "apo-down": "σ(r_w) + (1 - σ(r_w - r_l))",
-    "dpo": "-log σ(r_w - r_l)",
-    "kto-pair": "(1 - σ(r_w - β KL_l)) + (1 - σ(β KL_w - r_l))",
-    "kto": "1 - σ(r - β KL) if desirable, 1 - σ(β KL - r) if not",
-    "apo-zero-unpaired": "1 - σ(r) if desirable, σ(r) if not",
-    "sft": "-log π(y_w)",
-}
-
-
-@dataclass(frozen=True, slots=True)
-class SequenceLogps:
-    """[pairs] each: the log-probability of an answer, summed over its tokens; 0 where a row has none."""
-
-    chosen: Tensor
-    rejected: Tensor
-
-
-@dataclass(frozen=True, slots=True)
-class StepFacts:
-    """What holds for a whole optimiser step, and is known before its first gradient.
-
-    `kl_chosen`, `kl_rejected`: max(0, mean log-ratio) of the step's chosen and rejected answers; for kto
-    `kl_chosen` is that of prompts with answers of others. Nats an answer. `mean_chosen_tokens`: of its
-    chosen answers.
-    """
-
-    kl_chosen: float
-    kl_rejected: float
-    mean_chosen_tokens: float
+OBJECTIVES = ("apo-zero", "apo-down", "dpo", "kto-pair", "kto", "apo-zero-unpaired", "sft")
+UNPAIRED = ("kto", "apo-zero-unpaired", "sft")
+WEIGHTED = ("kto", "apo-zero-unpaired")
+NORMALISED = ("apo-zero", "apo-down", "dpo")
 
 
 @dataclass(frozen=True, slots=True)
 class ObjectiveOptions:
-    """The part of a run's settings that the loss hangs on."""
+    """An objective and its numbers.
 
-    name: str
+    `sft_weight` times the loss of `sft` is added to any other objective. `length_normalised` wants a
+    greater beta (2 to 5), since log-ratios a token are small.
+    Raises UsageError for a value or a combination that has no meaning.
+    """
+
+    name: str = "apo-zero"
     beta: float = 0.1
     label_smoothing: float = 0.0
     sft_weight: float = 0.0
@@ -77,104 +65,159 @@ class ObjectiveOptions:
     desirable_weight: float = 1.0
     undesirable_weight: float = 1.0
 
-    @classmethod
-    def of(cls, options: TrainOptions) -> ObjectiveOptions:
-        return cls(
-            options.objective,
-            options.beta,
-            options.label_smoothing,
-            options.sft_weight,
-            options.length_normalised,
-            options.desirable_weight,
-            options.undesirable_weight,
-        )
+    def __post_init__(self) -> None:
+        if self.name not in OBJECTIVES:
+            raise UsageError(f"objective {self.name!r}: is none of {', '.join(OBJECTIVES)}")
+        if not (math.isfinite(self.beta) and self.beta > 0):
+            raise UsageError(f"beta {self.beta}: must be a number above 0")
+        if not 0 <= self.label_smoothing < 0.5:
+            raise UsageError(f"label smoothing {self.label_smoothing}: must be at least 0 and below 0.5")
+        if self.label_smoothing and self.name != "dpo":
+            raise UsageError(f"label smoothing is defined for dpo, not for {self.name}; leave it out")
+        if not (math.isfinite(self.sft_weight) and self.sft_weight >= 0):
+            raise UsageError(f"SFT weight {self.sft_weight}: must be a number of at least 0")
+        if self.sft_weight and self.name == "sft":
+            raise UsageError("an SFT weight adds to another objective; sft itself needs none")
+        if self.length_normalised and self.name not in NORMALISED:
+            raise UsageError(
+                f"length normalisation is defined for {', '.join(NORMALISED)}, not for {self.name}"
+            )
+        for what in ("desirable", "undesirable"):
+            weight = getattr(self, f"{what}_weight")
+            if not (math.isfinite(weight) and weight > 0):
+                raise UsageError(f"{what} weight {weight}: must be a number above 0")
+            if weight != 1 and self.name not in WEIGHTED:
+                raise UsageError(
+                    f"the {what} weight is defined for {' and '.join(WEIGHTED)}, not for {self.name}"
+                )
+
+
+@dataclass(frozen=True, slots=True)
+class SequenceLogps:
+    """Log-probabilities of the answers of P rows, in nats, summed over the tokens of each: float32 or
+    float64, [P]; 0 where a row has no such answer."""
+
+    chosen: Tensor
+    rejected: Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class StepFacts:
+    """What the terms of one row need to know of the whole optimiser step (all microbatches, all
+    processes): plain numbers, so no gradient flows through them.
+
+    kto-pair: `kl_chosen` is max(0, mean of the chosen log-ratios), `kl_rejected` that of the rejected
+    ones; each enters the term of the other answer. kto: `kl_chosen` is max(0, mean log-ratio of prompts
+    with the answers of other rows), for both terms. Log-ratios in nats an answer, without beta.
+    `mean_chosen_tokens` is the number of chosen tokens in the step over its number of rows; sft and
+    `sft_weight` divide by it, so that the mean over the step is the mean over its chosen tokens.
+    """
+
+    kl_chosen: float = 0.0
+    kl_rejected: float = 0.0
+    mean_chosen_tokens: float = 1.0
 
 
 class Objective:
-    """Losses of pairs, separable once the facts of the step are known."""
+    """A loss a row. Given the facts of a step it depends on nothing but the row, so the loss of a step is
+    the mean of `losses` over its rows however they are divided into microbatches."""
 
     def __init__(self, options: ObjectiveOptions) -> None:
-        if options.name not in FORMULAS:
-            raise ValueError(f"objective {options.name!r}: known are {', '.join(FORMULAS)}")
+        name = options.name
         self.options = options
-        self.name = options.name
+        self.needs_reference = name != "sft"
+        self.needs_kl = name in ("kto", "kto-pair")
+        self.unpaired = name in UNPAIRED
+        self.initial_loss = self._initial_loss()
 
-    @property
-    def formula(self) -> str:
-        return FORMULAS[self.name]
-
-    @property
-    def unpaired(self) -> bool:
-        """Whether rows have one answer each, desirable (chosen) or undesirable (rejected)."""
-        return self.name in UNPAIRED
-
-    @property
-    def needs_reference(self) -> bool:
-        return self.name != "sft"
-
-    @property
-    def needs_kl(self) -> bool:
-        return self.name in ("kto", "kto-pair")
-
-    @property
-    def needs_mismatched(self) -> bool:
-        """Whether the KL estimate is of prompts with answers of others."""
-        return self.name == "kto"
-
-    @property
-    def initial_loss(self) -> float | None:
-        """What the first loss must be, the policy being the reference; None where it hangs on the data."""
+    def _initial_loss(self) -> float | None:
+        """The loss while policy and reference are the same; None where it depends on the data."""
         options = self.options
-        if options.sft_weight or self.name == "sft":
+        if options.sft_weight or options.name == "sft":
             return None
-        if self.unpaired:
-            return (
-                options.desirable_weight / 2
-                if options.desirable_weight == options.undesirable_weight
-                else None
-            )
-        return math.log(2) if self.name == "dpo" else 1.0
+        if options.name in ("apo-zero", "apo-down"):
+            return 1.0
+        if options.name == "dpo":
+            return math.log(2)
+        same = options.desirable_weight == options.undesirable_weight
+        return options.desirable_weight / 2 if same else None
 
     def losses(
         self,
         policy: SequenceLogps,
-        reference: SequenceLogps,
+        reference: SequenceLogps | None,
         tokens: tuple[Tensor, Tensor],
         facts: StepFacts,
     ) -> Tensor:
-        """The loss of each pair, [pairs]. `tokens`: of the chosen and the rejected answers."""
+        """The loss of each row, [P], of the dtype of `policy`; differentiable in `policy`.
+
+        `tokens` are the numbers of tokens of the chosen and the rejected answers, [P] each; 0 says that
+        a row has no such answer. `reference` may be None where `needs_reference` is false.
+        """
         options = self.options
-        chosen, rejected = self.rewards(policy, reference, tokens)
-        if self.name == "apo-zero":
-            loss = torch.sigmoid(-chosen) + torch.sigmoid(rejected)
-        elif self.name == "apo-down":
-            loss = torch.sigmoid(chosen) + torch.sigmoid(rejected - chosen)
-        elif self.name == "dpo":
-            margin, wrong = chosen - rejected, options.label_smoothing
-            loss = -(1 - wrong) * F.logsigmoid(margin) - wrong * F.logsigmoid(-margin)
-        elif self.name == "kto-pair":
-            of_chosen, of_rejected = options.beta * facts.kl_chosen, options.beta * facts.kl_rejected
-            loss = torch.sigmoid(of_rejected - chosen) + torch.sigmoid(rejected - of_chosen)
-        elif self.unpaired:
-            anchor = options.beta * facts.kl_chosen if self.needs_kl else 0.0
-            desirable = options.desirable_weight * torch.sigmoid(anchor - chosen)
-            undesirable = options.undesirable_weight * torch.sigmoid(rejected - anchor)
-            loss = torch.where(tokens[0] > 0, desirable, undesirable)
+        if options.name == "sft":
+            return _sft(policy, facts)
+        ratios = self._log_ratios(policy, reference, tokens)
+        if options.name in ("kto", "apo-zero-unpaired", "kto-pair"):
+            loss = self._by_answer(ratios, tokens, facts)
         else:
-            loss = torch.zeros_like(policy.chosen)
-        weight = 1.0 if self.name == "sft" else options.sft_weight
-        if weight:
-            # Over the step it is the mean over all tokens, as a language model is trained.
-            loss = loss - weight * policy.chosen / facts.mean_chosen_tokens
-        return loss
+            r_w, r_l = (options.beta * ratio for ratio in ratios)
+            # 1 - s(x) is written s(-x), which keeps its digits where s(x) is close to 1.
+            if options.name == "apo-zero":
+                loss = torch.sigmoid(-r_w) + torch.sigmoid(r_l)
+            elif options.name == "apo-down":
+                loss = torch.sigmoid(r_w) + torch.sigmoid(r_l - r_w)
+            else:
+                loss = _dpo(r_w - r_l, options.label_smoothing)
+        return loss + options.sft_weight * _sft(policy, facts) if options.sft_weight else loss
 
     def rewards(
-        self, policy: SequenceLogps, reference: SequenceLogps, tokens: tuple[Tensor, Tensor]
+        self,
+        policy: SequenceLogps,
+        reference: SequenceLogps | None,
+        tokens: tuple[Tensor, Tensor],
     ) -> tuple[Tensor, Tensor]:
-        """beta times the log-ratio of chosen and of rejected answers, [pairs] each; a token where
-        length-normalised."""
+        """r_w and r_l, [P] each, without gradient: what the loss sees, so with `length_normalised` a
+        token. 0 for sft, which has no reference to compare with, and where a row has no such answer."""
+        if reference is None:
+            return torch.zeros_like(policy.chosen), torch.zeros_like(policy.rejected)
+        chosen, rejected = self._log_ratios(policy, reference, tokens)
+        return self.options.beta * chosen.detach(), self.options.beta * rejected.detach()
+
+    def _log_ratios(
+        self,
+        policy: SequenceLogps,
+        reference: SequenceLogps | None,
+        tokens: tuple[Tensor, Tensor],
+    ) -> tuple[Tensor, Tensor]:
+        if reference is None:
+            raise ValueError(f"{self.options.name} needs the reference's log-probabilities")
         chosen = policy.chosen - reference.chosen
         rejected = policy.rejected - reference.rejected
         if self.options.length_normalised:
-            chosen, rejected = chosen / tokens[0].clamp(min=1), rejected / tokens[1].clamp(min=1)
-        return self.options.beta * chosen, self.options.beta * rejected
+            return chosen / tokens[0].clamp(min=1), rejected / tokens[1].clamp(min=1)
+        return chosen, rejected
+
+    def _by_answer(
+        self, ratios: tuple[Tensor, Tensor], tokens: tuple[Tensor, Tensor], facts: StepFacts
+    ) -> Tensor:
+        """A term for each answer there is, and their mean."""
+        options = self.options
+        for_chosen = for_rejected = facts.kl_chosen if self.needs_kl else 0.0
+        if options.name == "kto-pair":
+            for_chosen = facts.kl_rejected
+        chosen = torch.sigmoid(options.beta * (for_chosen - ratios[0])) * options.desirable_weight
+        rejected = torch.sigmoid(options.beta * (ratios[1] - for_rejected)) * options.undesirable_weight
+        there = [(count > 0).to(chosen.dtype) for count in tokens]
+        return (chosen * there[0] + rejected * there[1]) / (there[0] + there[1]).clamp(min=1)
+
+
+def _dpo(margin: Tensor, smoothing: float) -> Tensor:
+    loss = -torch.nn.functional.logsigmoid(margin)
+    if not smoothing:
+        return loss
+    return (1 - smoothing) * loss - smoothing * torch.nn.functional.logsigmoid(-margin)
+
+
+def _sft(policy: SequenceLogps, facts: StepFacts) -> Tensor:
+    return -policy.chosen / facts.mean_chosen_tokens
