@@ -30,7 +30,7 @@ Sources: APO, arXiv 2408.06266, equations 7 and 8; DPO, arXiv 2305.18290, its sm
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING
 
 from clair_apo.errors import UsageError
@@ -39,11 +39,12 @@ from clair_apo.lazy import Lazy
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
+
+    from clair_apo.train.options import TrainOptions
 else:
     torch = Lazy("torch")  # flags are checked before torch is needed
 
 OBJECTIVES = ("apo-zero", "apo-down", "dpo", "kto-pair", "kto", "apo-zero-unpaired", "sft")
-UNPAIRED = ("kto", "apo-zero-unpaired", "sft")
 WEIGHTED = ("kto", "apo-zero-unpaired")
 NORMALISED = ("apo-zero", "apo-down", "dpo")
 
@@ -64,6 +65,12 @@ class ObjectiveOptions:
     length_normalised: bool = False
     desirable_weight: float = 1.0
     undesirable_weight: float = 1.0
+
+    @classmethod
+    def of(cls, options: TrainOptions) -> ObjectiveOptions:
+        """The part of a run's settings that the loss hangs on."""
+        own = {item.name: getattr(options, item.name) for item in fields(cls) if item.name != "name"}
+        return cls(options.objective, **own)
 
     def __post_init__(self) -> None:
         if self.name not in OBJECTIVES:
@@ -127,7 +134,8 @@ class Objective:
         self.options = options
         self.needs_reference = name != "sft"
         self.needs_kl = name in ("kto", "kto-pair")
-        self.unpaired = name in UNPAIRED
+        self.needs_mismatched = name == "kto"
+        self.unpaired = name in WEIGHTED
         self.initial_loss = self._initial_loss()
 
     def _initial_loss(self) -> float | None:

@@ -81,22 +81,11 @@ class TrainOptions:
         return options
 
     def check(self) -> None:
-        """Raises UsageError for settings that contradict each other."""
-        if self.label_smoothing and self.objective != "dpo":
-            raise UsageError(
-                f"--label-smoothing is defined for dpo, not for {self.objective}: an anchored loss has no "
-                "probability to smooth"
-            )
-        if self.length_normalised and self.objective not in ("dpo", "apo-zero", "apo-down", "auto"):
-            raise UsageError(f"--length-normalised is not defined for {self.objective}")
-        if self.sft_weight and self.objective == "sft":
-            raise UsageError("--sft-weight adds an SFT term to another objective; sft is one already")
-        unequal = self.desirable_weight != 1 or self.undesirable_weight != 1
-        if unequal and self.objective not in ("kto", "apo-zero-unpaired"):
-            raise UsageError(
-                "--desirable-weight and --undesirable-weight belong to kto and apo-zero-unpaired, "
-                f"not to {self.objective}"
-            )
+        """Raises UsageError for settings that contradict each other, those of the objective among them."""
+        from clair_apo.train.objectives import ObjectiveOptions
+
+        if self.objective != "auto":
+            ObjectiveOptions.of(self)
         if self.max_prompt_length is not None and self.max_prompt_length >= self.max_length:
             raise UsageError("--max-prompt-length leaves no room for an answer within --max-length")
         if self.lora_alpha is not None and self.lora_rank is None:

@@ -16,8 +16,10 @@ import torch
 from clair_apo import files
 from clair_apo.errors import ClairError
 from clair_apo.terminal import one_line
+from clair_apo.train.card import write_card
 from clair_apo.train.checkpoint import save_model
 from clair_apo.train.metrics import read_metrics
+from clair_apo.train.page import write_page
 
 if TYPE_CHECKING:
     from clair_apo.train.launch import Processes
@@ -107,9 +109,6 @@ def finish(
         for record in metrics:
             facts.final |= record
         facts.write(folder)
-        from clair_apo.train.card import write_card
-        from clair_apo.train.page import write_page
-
         write_page(folder / "training.html", metrics, asdict(facts))
         write_card(folder / "README.md", metrics, asdict(facts))
         view.closing(asdict(facts), metrics)
