@@ -87,7 +87,10 @@ def test_the_formula_says_what_the_settings_add() -> None:
     facts = runs.facts(runs.metrics(3), "dpo")
     facts["settings"]["label_smoothing"] = 0.1
     assert "ε = 0.1" in formula(facts)
-    assert formula({"objective": "sft"}) == "−log π(y_c | x)"
+    assert formula({"objective": "sft"}) == "−log π(y_c|x) / tokens"
+    facts = runs.facts(runs.metrics(3), "kto")
+    facts["settings"] |= {"desirable_weight": 1.5, "undesirable_weight": 1.0}
+    assert formula(facts).endswith("if rejected, times 1.5 and 1")
     assert all(one.formula for one in PROMISES.values())
 
 
@@ -102,3 +105,45 @@ def test_the_formula_says_what_the_settings_add() -> None:
 )
 def test_what_rounds_to_nothing_has_no_sign(form: str, value: float, said: str) -> None:
     assert written(form, value) == said
+
+
+def test_the_formulas_are_those_of_the_losses() -> None:
+    """Read as Python, each formula gives what the objective computes."""
+    torch = pytest.importorskip("torch")
+    module = pytest.importorskip("clair_apo.train.objectives")
+    Objective, ObjectiveOptions = module.Objective, module.ObjectiveOptions
+    SequenceLogps, StepFacts = module.SequenceLogps, module.StepFacts
+
+    policy, reference = (-30.0, -41.0), (-33.0, -37.0)
+    tokens = (11, 17)
+    facts = StepFacts(kl_chosen=1.5, kl_rejected=0.5, mean_chosen_tokens=11.0)
+    for name in PROMISES:
+        objective = Objective(ObjectiveOptions(name=name, beta=0.1))
+        sides = SequenceLogps(*(torch.tensor([x], dtype=torch.float64) for x in policy))
+        other = SequenceLogps(*(torch.tensor([x], dtype=torch.float64) for x in reference))
+        counts = [torch.tensor([x]) for x in tokens]
+        text = formula({"objective": name})
+        if objective.unpaired:  # a row has one answer: the part before the comma is the chosen one's
+            text = text.split(" if ")[0]
+            sides.rejected[:] = other.rejected[:] = 0.0
+            counts[1] = torch.tensor([0])
+        code = text.replace("−", "-").replace("π(y_c|x)", "pi").replace("[", "(").replace("]", ")")
+        code = code.replace("-log", "-1 * log").replace("log pi", "log(pi)").replace("log σ(", "log_σ(")
+        values = {
+            "σ": lambda x: 1 / (1 + math.exp(-x)),
+            "log_σ": lambda x: -math.log1p(math.exp(-x)),
+            "log": lambda x: x,  # of π, which is given as its logarithm
+            "pi": policy[0],
+            "tokens": tokens[0],
+            "r_c": 0.1 * 3,
+            "r_r": 0.1 * -4,
+            "r": 0.1 * 3,
+            "KL_c": 1.5,
+            "KL_r": 0.5,
+            "KL": 1.5,
+            "β": 0.1,
+        }
+        code = code.replace("β KL", "β * KL")
+        expected = eval(code, {}, values)
+        found = float(objective.losses(sides, other, (counts[0], counts[1]), facts)[0])
+        assert found == pytest.approx(expected, abs=1e-12), (name, code)

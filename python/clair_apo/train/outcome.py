@@ -35,10 +35,10 @@ PROMISES = {
     "apo-zero": Promise("1 - σ(r_c) + σ(r_r)", UP, DOWN, _APO_ZERO),
     "apo-down": Promise("σ(r_c) + 1 - σ(r_c - r_r)", DOWN, DOWN, "both down, rejected more"),
     "dpo": Promise("-log σ(r_c - r_r)", OPEN, OPEN, "only their difference; either may go up or down"),
-    "kto-pair": Promise("[1 - σ(r_c - β KL_r)] + [1 - σ(β KL_c - r_r)]", UP, DOWN, _APO_ZERO),
-    "kto": Promise("1 - σ(r - β KL) if desirable, 1 - σ(β KL - r) if not", UP, DOWN, _APO_ZERO),
-    "apo-zero-unpaired": Promise("1 - σ(r) if desirable, σ(r) if not", UP, DOWN, _APO_ZERO),
-    "sft": Promise("-log π(y_c | x)", UP, OPEN, "chosen up; it says nothing of rejected"),
+    "kto-pair": Promise("[2 - σ(r_c - β KL_r) - σ(β KL_c - r_r)] / 2", UP, DOWN, _APO_ZERO),
+    "kto": Promise("1 - σ(r - β KL) if chosen, 1 - σ(β KL - r) if rejected", UP, DOWN, _APO_ZERO),
+    "apo-zero-unpaired": Promise("1 - σ(r) if chosen, σ(r) if rejected", UP, DOWN, _APO_ZERO),
+    "sft": Promise("-log π(y_c|x) / tokens", UP, OPEN, "chosen up; it says nothing of rejected"),
 }
 
 
@@ -54,6 +54,9 @@ def formula(facts: Mapping[str, Any]) -> str:
         return ""
     if smoothing := settings.get("label_smoothing"):
         text = f"-(1 - ε) log σ(r_c - r_r) - ε log σ(r_r - r_c), ε = {smoothing:g}"
+    weights = [settings.get(f"{kind}desirable_weight", 1) for kind in ("", "un")]
+    if weights != [1, 1]:
+        text += f", times {weights[0]:g} and {weights[1]:g}"
     if weight := settings.get("sft_weight"):
         text += f" + {weight:g} SFT"
     return text.replace("-", "−")
