@@ -2,7 +2,7 @@
 
     python benchmarks/likelihoods.py ../shared/data/pairs_stronger_preferred.parquet
 
-Trains the embedded model (`recipes/cpu.yaml`) three times on short pairs of the file, and writes one picture
+Trains the embedded model (`recipes/cpu.yaml`) three times on short pairs of the file, writes one picture
 for each objective (`docs/likelihoods-apo-zero.svg`, …), made of its metrics.jsonl, and prints where the
 held-out likelihoods ended. Within half an hour on two cores; the curves are in docs/training.md.
 """

@@ -47,6 +47,7 @@ def _commands() -> dict[str, Command]:
     from clair_apo.clean import dedup_command
     from clair_apo.report.command import diff_arguments, run_diff, run_stats, stats_arguments
     from clair_apo.train.options import add_arguments as train_arguments
+    from clair_apo.train.advise_command import advise_arguments, run_advise
 
     def run_build(args: argparse.Namespace) -> int:
         from clair_apo.build.command import run_build
@@ -85,6 +86,7 @@ def _commands() -> dict[str, Command]:
             dedup_command.run_dedup,
         ),
         "train": Command("train a model on preference pairs", train_arguments, run_train),
+        "advise": Command("which of APO-zero and APO-down suits pairs", advise_arguments, run_advise),
         "templates": Command(
             "list the revision templates, or show one", _templates_arguments, run_templates
         ),

@@ -216,7 +216,9 @@ def _trainer(**more: Any) -> Any:
     """As much of a trainer as its loss reads."""
     return SimpleNamespace(
         model=SimpleNamespace(training=True),
-        accelerator=SimpleNamespace(device=torch.device("cpu"), gather_for_metrics=lambda x: x),
+        accelerator=SimpleNamespace(
+            device=torch.device("cpu"), gather_for_metrics=lambda x: x, gather=lambda x: x
+        ),
         precompute_ref_logps=True,
         aux_loss_enabled=False,
         _metrics={"train": defaultdict(list), "eval": defaultdict(list)},

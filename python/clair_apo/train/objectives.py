@@ -134,7 +134,7 @@ class Objective:
         self.options = options
         self.needs_reference = name != "sft"
         self.needs_kl = name in ("kto", "kto-pair")
-        self.needs_mismatched = name == "kto"
+        self.needs_mismatched = name == "kto"  # the KL is of prompts with the answers of other rows
         self.unpaired = name in WEIGHTED
         self.initial_loss = self._initial_loss()
 
