@@ -276,6 +276,23 @@ def test_rows_that_hold_no_pair_are_listed_too(tmp_path: Path) -> None:
     assert {dropped.reason for dropped in found.dropped} <= set(DROP_REASONS)
 
 
+def test_a_prompt_with_more_than_text_is_dropped(tmp_path: Path) -> None:
+    picture = {"type": "image", "image": "x"}
+    call = {"role": "assistant", "content": "", "tool_calls": [{"function": {"name": "f"}}]}
+    silent = {"role": "assistant", "content": None}
+    before = [said("user", "A?"), call, {"role": "tool", "content": "1"}]
+    rows = [
+        pair([{"role": "user", "content": [{"type": "text", "text": "Why?"}]}]),
+        pair([{"role": "user", "content": [{"type": "text", "text": "Why?"}, picture]}]),
+        pair([said("user", "A?"), call, {"role": "tool", "content": "1"}]),
+        {"chosen": [*before, said("assistant", "B.")], "rejected": [*before, said("assistant", "C.")]},
+        pair([said("user", "A?"), silent, said("user", "B?")]),
+        pair([{**said("user", "A?"), "tool_calls": None}]),
+    ]
+    found = tokenise(file_of(tmp_path, *rows), tiny_tokenizer(CHATML))
+    assert reasons(found) == [(row, "not_text") for row in (1, 2, 3, 4)]
+
+
 def test_a_template_whose_prompts_change_says_what_to_do(tmp_path: Path) -> None:
     with pytest.raises(
         ClairError, match=r"another prompt once an answer follows.*What to do: change chat_templ"
