@@ -23,6 +23,7 @@ from clair_apo.shape_rows import (
     optional_value,
     prompt_messages,
     same_prompt,
+    text_only,
     unpaired_layout_of,
 )
 from clair_apo.shapes import Skipped
@@ -132,6 +133,8 @@ def _conversation(number: int, row: Row, layout: Layout) -> Conversation:
     messages = prompt_messages(row, layout)
     if not messages:
         raise Unreadable("no_prompt", "the row has no prompt")
+    if not text_only(row, layout):
+        raise Unreadable("not_text", "a message of the prompt holds something else than text")
     if not same_prompt(row, layout):
         raise Unreadable("prompts_differ", "the two answers stand in different conversations")
     name, rationale = (optional_value(n, row, layout) for n in ("id", "rationale"))

@@ -59,6 +59,7 @@ SKIP_REASONS = {
     "too_few_answers": "fewer than two answers have both a text and a score",
     "tie": "the best and the worst answer have the same score",
     "no_prompt": "the row has no prompt",
+    "not_text": "a message of the prompt holds something else than text",
     "prompts_differ": "the two answers stand in different conversations",
     "no_label": "the row has no label, true or false",
 }
@@ -312,6 +313,30 @@ def prompt_messages(row: Row, layout: Layout) -> list[dict[str, str]] | None:
     if before and (text is None or any(m["content"] == text for m in before)):
         return before
     return None if text is None else [{"role": "user", "content": text}]
+
+
+def text_only(row: Row, layout: Layout) -> bool:
+    """Whether the messages before the answers hold text and nothing else: no picture, no call of a tool."""
+    source = layout.sources["prompt"]
+    value = None if source is None else _parsed(row.get(source), layout.json_cells)
+    if isinstance(value, dict):
+        value = value.get("messages", value)
+    asked = [value] if isinstance(value, dict) else value if isinstance(value, list) else []
+    chosen = _parsed(row.get(layout.chosen), layout.json_cells)
+    said = chosen if isinstance(chosen, list) and layout.rejected is not None else []
+    before = [m for m in said if isinstance(m, dict)]
+    return all(
+        _content(m) is not None and not m.get("tool_calls") and not _has_other_parts(m)
+        for m in [*asked, *before[: _last_assistant(before) or 0]]
+        if isinstance(m, dict)
+    )
+
+
+def _has_other_parts(message: Row) -> bool:
+    content = message.get("content")
+    if not isinstance(content, list):
+        return False
+    return any(isinstance(part, dict) and (part.get("type") or "text") != "text" for part in content)
 
 
 def same_prompt(row: Row, layout: Layout) -> bool:

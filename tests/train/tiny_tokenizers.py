@@ -79,8 +79,8 @@ CORPUS = [
 
 def tiny_tokenizer(template: str | None, *, cuts: bool = True, words: bool = False) -> Any:
     """A tokenizer of a few hundred pieces. `cuts`: text is cut into words before BPE, as GPT-2 does;
-    without, any two characters can be joined. `words`: a mark stands for a space, as SentencePiece has it,
-    and a text without one in front gets one."""
+    without it any two characters can be joined. `words`: a mark stands for a space, as SentencePiece has
+    it, and text without one in front gets one."""
     from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
 

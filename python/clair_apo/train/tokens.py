@@ -3,15 +3,10 @@
 Nothing is cut to fit and nothing is repaired in silence. A row that cannot be trained on as generation
 would see it is dropped, counted and listed; what concerns the model as a whole is an error that says what
 to do.
-
-A prompt's tokens are those that generation begins with, and an answer's are those that follow them in the
-tokens of the whole text. Where the tokenizer would join the end of the prompt with the beginning of the
-answer, which no generation does, the answer is encoded by itself.
 """
 
 from __future__ import annotations
 
-import hashlib
 import os
 from array import array
 from collections import Counter
@@ -27,7 +22,21 @@ from clair_apo.conversations import Conversation, ConversationReader
 from clair_apo.errors import ClairError
 from clair_apo.shape_rows import SKIP_REASONS
 from clair_apo.terminal import one_line, safe
+from clair_apo.train.encoder import Encoder, Ids
 from clair_apo.train.template import ControlTokens, PlainText, Template, Unfit
+from clair_apo.train.token_table import Mismatched, TokenPair, TokenPairs
+
+__all__ = [
+    "DROP_REASONS",
+    "Dropped",
+    "Mismatched",
+    "TokenPair",
+    "TokenPairs",
+    "Tokenised",
+    "check_vocabulary",
+    "samples",
+    "tokenise",
+]
 
 # Rows whose texts go to the tokenizer at once: enough for all cores, little memory.
 BATCH_ROWS = 256
@@ -50,106 +59,11 @@ _WHAT_TO_DO = {
     "prompt_changes": "change chat_template.jinja in the model's folder so that what it writes for a whole "
     "conversation begins with what it writes for the prompt with add_generation_prompt",
     "no_end_of_turn": "change chat_template.jinja in the model's folder so that every answer ends alike",
-    "boundary": "change chat_template.jinja in the model's folder so that the assistant's turn opens with "
-    "a control token or a line feed",
+    "boundary": "change chat_template.jinja in the model's folder so that what opens the assistant's turn "
+    "ends in a control token",
 }
 
-Ids = NDArray[np.int32]
 _NONE: Ids = np.empty(0, np.int32)
-
-
-@dataclass(frozen=True, slots=True)
-class TokenPair:
-    """One row's tokens, int32, views into the flat array. An answer includes its end of turn, and all
-    of it is scored. `chosen` or `rejected` is empty in a row with one answer."""
-
-    prompt: NDArray[np.int32]
-    chosen: NDArray[np.int32]
-    rejected: NDArray[np.int32]
-
-
-@dataclass(frozen=True, slots=True)
-class TokenPairs:
-    """All rows' tokens: `tokens` int32 [T]; `offsets` int64 [n, 4] says where prompt, chosen and rejected
-    of each row begin and where the row ends; `rows` int64 [n] are the file's rows, numbered from 0."""
-
-    tokens: NDArray[np.int32]
-    offsets: NDArray[np.int64]
-    rows: NDArray[np.int64]
-
-    def __len__(self) -> int:
-        return len(self.offsets)
-
-    def __getitem__(self, index: int) -> TokenPair:
-        start, chosen, rejected, end = self.offsets[index]
-        tokens = self.tokens
-        return TokenPair(tokens[start:chosen], tokens[chosen:rejected], tokens[rejected:end])
-
-    def lengths(self) -> NDArray[np.int64]:
-        """Tokens of prompt, chosen and rejected: int64 [n, 3]."""
-        return np.diff(self.offsets, axis=1)
-
-    def hashes(self) -> list[bytes]:
-        """What each row's tokens are, 16 bytes each."""
-        return [_hash(self[i]) for i in range(len(self))]
-
-    def content_hash(self) -> str:
-        """What all rows' tokens are, in their order, in hexadecimal."""
-        return hashlib.sha256(b"".join(self.hashes())).hexdigest()
-
-
-class Mismatched:
-    """The prompts of rows with one answer, each with the answer of another prompt: what KTO estimates its
-    KL term from. Looks like the `TokenPairs` it is made of.
-
-    A row takes the answer of the next row (the first follows the last) that has another prompt and with
-    which it is no longer than the longest row; where there is none, the answer of the next row.
-    """
-
-    def __init__(self, pairs: TokenPairs) -> None:
-        self._pairs = pairs
-        self.rows = pairs.rows
-        self.partners = _partners(pairs)
-
-    def __len__(self) -> int:
-        return len(self._pairs)
-
-    def __getitem__(self, index: int) -> TokenPair:
-        other = self._pairs[self.partners[index]]
-        return TokenPair(self._pairs[index].prompt, other.chosen, other.rejected)
-
-    def lengths(self) -> NDArray[np.int64]:
-        """Tokens of prompt, chosen and rejected: int64 [n, 3]."""
-        own = self._pairs.lengths()
-        return np.concatenate([own[:, :1], own[self.partners, 1:]], axis=1)
-
-    def hashes(self) -> list[bytes]:
-        """What each row's tokens are, 16 bytes each."""
-        return [_hash(self[i]) for i in range(len(self))]
-
-
-def _partners(pairs: TokenPairs) -> NDArray[np.int64]:
-    count = len(pairs)
-    lengths = pairs.lengths()
-    longest = int(lengths.sum(axis=1).max(initial=0))
-    answers = lengths[:, 1:].sum(axis=1)
-    prompts = [pairs[i].prompt for i in range(count)]
-    partners = (np.arange(count) + 1) % max(count, 1)
-    for i, first in enumerate(partners):
-        for other in ((int(first) + step) % count for step in range(min(count, 1000))):
-            fits = lengths[i, 0] + answers[other] <= longest
-            if fits and not np.array_equal(prompts[i], prompts[other]):
-                partners[i] = other
-                break
-    return partners
-
-
-def _hash(pair: TokenPair) -> bytes:
-    found = hashlib.blake2b(digest_size=16)
-    for part in (pair.prompt, pair.chosen, pair.rejected):
-        found.update(len(part).to_bytes(8, "little"))
-        found.update(part.astype("<i4", copy=False).tobytes())
-    return found.digest()
 
 
 class Dropped(NamedTuple):
@@ -415,84 +329,6 @@ class _Work:
                 "have changed"
             )
         return notes
-
-
-@dataclass(frozen=True, slots=True)
-class Encoded:
-    """The tokens of prompts, and of answers behind them (None where they cannot be had). `moved` is how
-    many answers would have changed their prompts' tokens."""
-
-    prompts: list[Ids]
-    answers: list[Ids | None]
-    moved: int
-
-
-class Encoder:
-    """Encodes texts that follow prompts, so that the prompts' tokens stay.
-
-    `opening` is what the prompts end with. If it begins with an added token, at which every fast tokenizer
-    cuts the text, the tokens behind it hang on nothing before it, and answers are encoded behind it alone.
-    """
-
-    def __init__(self, tokenizer: Any, opening: str = "") -> None:
-        self._tokenizer = tokenizer
-        added = [token.content for token in tokenizer.added_tokens_decoder.values() if token.content]
-        cuts = tokenizer.is_fast and opening.startswith(tuple(added))
-        self._opening = opening if cuts else ""
-        self._opening_ids = self.ids([opening])[0]
-
-    def ids(self, texts: Sequence[str]) -> list[Ids]:
-        """The tokens of each text, nothing put before or behind it."""
-        if not texts:
-            return []
-        encoded = self._tokenizer(
-            list(texts),
-            add_special_tokens=False,
-            padding=False,
-            truncation=False,
-            split_special_tokens=False,
-            return_attention_mask=False,
-            return_token_type_ids=False,
-            verbose=False,
-        )
-        return [np.array(ids, np.int32) for ids in encoded["input_ids"]]
-
-    def encode(self, prompts: Sequence[str], answers: Sequence[tuple[int, str]]) -> Encoded:
-        """`answers`: which of the prompts each one follows, and its text."""
-        prompt_ids = self.ids(prompts)
-        heads = [self._head(text, ids) for text, ids in zip(prompts, prompt_ids, strict=True)]
-        joined = self.ids([heads[of][0] + text for of, text in answers])
-        found: list[Ids | None] = []
-        moved = []
-        for place, ((of, _), ids) in enumerate(zip(answers, joined, strict=True)):
-            head = heads[of][1]
-            if not np.array_equal(ids[: len(head)], head):
-                moved.append(place)
-            found.append(ids[len(head) :])
-        apart = self.ids([answers[place][1] for place in moved])
-        for place, ids in zip(moved, apart, strict=True):
-            # By itself a text may be encoded as the beginning of one, with a space before it.
-            both = np.concatenate([heads[answers[place][0]][1], ids])
-            found[place] = ids if self.text(both) == self.text(joined[place]) else None
-        return Encoded(prompt_ids, found, len(moved))
-
-    def text(self, ids: Ids) -> str:
-        """What tokens stand for, control tokens included."""
-        text: str = self._tokenizer.decode(
-            ids.tolist(), skip_special_tokens=False, clean_up_tokenization_spaces=False
-        )
-        return text
-
-    def _head(self, prompt: str, ids: Ids) -> tuple[str, Ids]:
-        """The part of a prompt that its answers are encoded behind."""
-        opening = self._opening_ids
-        if (
-            self._opening
-            and prompt.endswith(self._opening)
-            and np.array_equal(ids[-len(opening) :], opening)
-        ):
-            return self._opening, opening
-        return prompt, ids
 
 
 def check_vocabulary(tokenizer: Any, rows_of_head: int, pairs: TokenPairs | None = None) -> None:
