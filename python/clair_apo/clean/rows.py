@@ -29,8 +29,10 @@ from clair_apo.shapes import Skipped
 from clair_apo.tables import TableWriter, json_value
 from clair_apo.terminal import one_line
 
-# A batch is bounded in rows and, by `files.BATCH_BYTES`, in estimated bytes.
+# A batch is bounded in rows and in estimated bytes. Of it up to five are in memory: the one read ahead, the
+# pages that it is cut from, the one at hand, the rows of it that stay, and these on their way to the file.
 BATCH_ROWS = 4096
+BATCH_BYTES = 2 << 20
 
 Spec = str | os.PathLike[str]
 # Told the spec, the rows read so far, and the rows in all (None where only reading would tell).
@@ -159,11 +161,12 @@ class RowReader:
     def _parquet(self, path: Path) -> Iterator[RowBatch]:
         schema = self.schema
         names = None if self.columns is None else [n for n in schema.names if n in self.columns]
-        for item in files.read_batches(path, names, BATCH_ROWS):
-            if isinstance(item, BadRow):
-                self._bad(item.reason, path)
+        for item in files.parquet_file(path).batches(names, BATCH_ROWS, BATCH_BYTES):
+            if isinstance(item, tuple):
+                for bad in files.bad_rows(item):
+                    self._bad(bad.reason, path)
                 continue
-            for part in _readable(item):
+            for part in _readable(pa.record_batch(item)):
                 if isinstance(part, BadRow):
                     self._bad(part.reason, path)
                     continue
@@ -193,7 +196,7 @@ class RowReader:
             records.append(row)
             lines.append(line)
             size += length
-            if len(records) >= BATCH_ROWS or size >= files.BATCH_BYTES:
+            if len(records) >= BATCH_ROWS or size >= BATCH_BYTES:
                 yield from pending()
         yield from pending()
 
