@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 from clair_apo import text
 from clair_apo.clean import filter_rows
 from clair_apo.clean.condition import MEASURES, Condition
+from clair_apo.clean.rows import BATCH_ROWS
 from clair_apo.errors import ClairError, UsageError
 from cli import clair
 
@@ -273,3 +274,16 @@ def test_two_writers_of_one_file(tmp_path: Path) -> None:
     assert [run.wait(60) for run in runs] == [0, 0]
     assert len(pq.read_table(tmp_path / "out.parquet")) == 980
     assert sorted(p.name for p in tmp_path.iterdir()) == ["in.parquet", "out.parquet"]
+
+
+def test_rows_without_a_pair_keep_their_places_in_parquet(tmp_path: Path) -> None:
+    """Parquet's pairs come from the rows at hand: nulls among them, over several batches."""
+    rows = 3 * BATCH_ROWS // 2
+    chosen = [None if n % 7 == 3 else "a" * (n % 5) for n in range(rows)]
+    table = pa.table({"n": list(range(rows)), "chosen": chosen, "rejected": ["b"] * rows})
+    pq.write_table(table, tmp_path / "in.parquet")
+    found = filter_rows(tmp_path / "in.parquet", "levenshtein = 3", tmp_path / "out.parquet")
+    kept = pq.read_table(tmp_path / "out.parquet")["n"].to_pylist()
+    assert kept == [n for n in range(rows) if n % 7 != 3 and n % 5 == 3]
+    assert found["skipped_reasons"]["null"]["rows"] == found["skipped"] == sum(c is None for c in chosen)
+    assert found["rows_in"] == found["rows_out"] + found["left_out"] + found["skipped"]

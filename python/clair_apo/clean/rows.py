@@ -42,20 +42,22 @@ Progress = Callable[[str, int, int | None], None]
 class RowBatch:
     """Consecutive rows: number `first_row` and those after it, all of them readable.
 
-    `batch` has them in the reader's schema; `lines` are
+    `path` is their file; `batch` has them in the reader's schema; `lines` are
     the lines they stand in, without their ends, where the file is of JSON Lines.
     """
 
-    __slots__ = ("_batch", "_reader", "_records", "first_row", "lines", "num_rows")
+    __slots__ = ("_batch", "_reader", "_records", "first_row", "lines", "num_rows", "path")
 
     def __init__(
         self,
         reader: RowReader,
+        path: Path,
         first_row: int,
         batch: pa.RecordBatch | None = None,
         records: list[Row] | None = None,
         lines: list[bytes] | None = None,
     ) -> None:
+        self.path = path
         self.first_row = first_row
         self.lines = lines
         self._reader = reader
@@ -172,7 +174,7 @@ class RowReader:
                     continue
                 first = self.rows_read
                 self.rows_read += part.num_rows
-                yield RowBatch(self, first, _as(part, schema))
+                yield RowBatch(self, path, first, _as(part, schema))
 
     def _text_file(self, path: Path) -> Iterator[RowBatch]:
         keeps_lines = files.suffix(path) != ".csv"
@@ -184,7 +186,7 @@ class RowReader:
             nonlocal records, lines, size
             if records:
                 first = self.rows_read - len(records)
-                yield RowBatch(self, first, records=records, lines=lines if keeps_lines else None)
+                yield RowBatch(self, path, first, records=records, lines=lines if keeps_lines else None)
             records, lines, size = [], [], 0
 
         for row, line, length in _json_rows(path) if keeps_lines else _csv_rows(path):
