@@ -89,7 +89,7 @@ class ParquetFile:
         method: str | None = None,
         usage: str | None = None,
         rows: int = 1024,
-        bytes: int = 4194304,
+        bytes: int = 2097152,
     ) -> ParquetPairs | None:
         """The pairs in two columns; None where a column is of a type that is not read this way."""
 
