@@ -313,7 +313,7 @@ impl Dedup {
         };
         let mut texts = self.texts;
         let memory = self.settings.memory;
-        let mut links = links::collect(self.keys, firsts.len(), most, memory, stop)?;
+        let mut links = links::collect(self.keys, firsts.len(), memory, stop)?;
         let order = order::visiting_order(&links.groups, &firsts, &mut texts, memory / 3, stop)?;
         drop(texts);
         firsts.shrink();

@@ -82,7 +82,7 @@ impl<'a> Visit<'a> {
             sets: Sets::new(shingles, memory),
             rare: Rare::new(memory),
             threshold,
-            buckets: vec![empty; links.crowds.len()],
+            buckets: vec![empty; links.sizes.len()],
             chain: Vec::new(),
             found_by: vec![NONE; links.groups.len()],
             most,
@@ -107,7 +107,11 @@ impl<'a> Visit<'a> {
             let all = self.candidates(visit as u32, &mut buckets, &mut candidates);
             let group_at = |visited: u32| self.links.groups[order[visited as usize] as usize];
             let mut nearest: Option<(u32, f64)> = None;
-            let crowd = buckets.iter().any(|&b| self.links.crowds[b as usize]);
+            // Only then some of them may be left out.
+            let met = buckets
+                .iter()
+                .map(|&b| self.links.sizes[b as usize] as usize);
+            let crowd = met.sum::<usize>() > self.most;
             if crowd || !candidates.is_empty() {
                 let set = self.sets.own(group)?;
                 if !all {
