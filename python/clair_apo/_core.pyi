@@ -44,6 +44,9 @@ class NgramIndex:
     def matches(self, texts: Any, share: float) -> RecordBatch: ...
 
 def minhash(column: Any, permutations: int, shingle: int, seed: int) -> Array: ...
+def near_duplicates(
+    texts: Any, threshold: float, shingle: int, exact: bool, keep: str, seed: int, memory: int
+) -> RecordBatch: ...
 
 class Dedup:
     def __init__(
