@@ -28,14 +28,15 @@ const STEP_COST: usize = 5;
 pub enum Symbols<'s> {
     /// One byte a symbol, and the number of each byte.
     Bytes(&'s [u8], &'s [u8; 256]),
-    Numbers(&'s [u16]),
+    /// Numbers, of which all from the last one on count as that one: of two sides only one has such.
+    Numbers(&'s [u32], u32),
 }
 
 impl Symbols<'_> {
     pub fn len(&self) -> usize {
         match self {
             Self::Bytes(bytes, _) => bytes.len(),
-            Self::Numbers(numbers) => numbers.len(),
+            Self::Numbers(numbers, _) => numbers.len(),
         }
     }
 
@@ -43,13 +44,23 @@ impl Symbols<'_> {
         self.len() == 0
     }
 
-    fn to_vec(self) -> Vec<u32> {
+    /// All but the first `count` symbols.
+    pub fn from(&self, count: usize) -> Self {
+        match *self {
+            Self::Bytes(bytes, numbers) => Self::Bytes(bytes.get(count..).unwrap_or(&[]), numbers),
+            Self::Numbers(numbers, last) => {
+                Self::Numbers(numbers.get(count..).unwrap_or(&[]), last)
+            }
+        }
+    }
+
+    pub fn to_vec(self) -> Vec<u32> {
         match self {
             Self::Bytes(bytes, numbers) => bytes
                 .iter()
                 .map(|&byte| u32::from(numbers[usize::from(byte)]))
                 .collect(),
-            Self::Numbers(numbers) => numbers.iter().map(|&n| u32::from(n)).collect(),
+            Self::Numbers(numbers, last) => numbers.iter().map(|&n| n.min(last)).collect(),
         }
     }
 }
@@ -108,11 +119,10 @@ pub fn distances(
     let group = |members: &[usize]| {
         let sides: Vec<_> = members.iter().map(|&i| pairs[i].sides()).collect();
         let kinds = members.iter().map(|&i| pairs[i].kinds).max().unwrap_or(0);
-        let reaches = members.iter().map(|&i| reach(&pairs[i]));
-        let widest = reaches.fold((0, 0), |(l, r), (left, right)| (l.max(left), r.max(right)));
+        let bounds: Vec<usize> = members.iter().map(|&i| pairs[i].bound).collect();
         scratch.groups.with(|group| {
             group.load(kernel, &sides, kinds);
-            group.run(kernel, widest, false, stop)?;
+            group.run(kernel, &bounds, false, stop)?;
             Ok(group.values.iter().map(|&value| value as u32).collect())
         })
     };
@@ -144,13 +154,13 @@ pub fn scripts(
         let kinds = members.iter().map(|&i| pairs[i].kinds).max().unwrap_or(0);
         scratch.groups.with(|group| {
             group.load(kernel, &sides, kinds);
-            group.run(kernel, (MAX_LENGTH, MAX_LENGTH), true, stop)?;
+            group.run(kernel, &vec![2 * MAX_LENGTH; members.len()], true, stop)?;
             let lanes = sides.iter().enumerate();
             Ok(lanes
                 .map(|(lane, &(a, b))| {
                     let vertical = |row, col| group.vertical(lane, row, col);
                     match (a, b) {
-                        (Symbols::Numbers(a), Symbols::Numbers(b)) => {
+                        (Symbols::Numbers(a, _), Symbols::Numbers(b, _)) => {
                             script::follow(a, b, vertical)
                         }
                         _ => script::follow(&a.to_vec(), &b.to_vec(), vertical),
@@ -249,32 +259,29 @@ mod tests {
     use crate::testing::symbols;
 
     /// Pairs of numbers of up to `kinds` kinds.
-    fn pairs(most: usize, longest: usize) -> impl Strategy<Value = Vec<(Vec<u16>, Vec<u16>)>> {
-        let kinds = prop_oneof![1_u16..40, 1_u16..400, 1_u16..4095];
+    fn pairs(most: usize, longest: usize) -> impl Strategy<Value = Vec<(Vec<u32>, Vec<u32>)>> {
+        let kinds = prop_oneof![1_u32..40, 1_u32..400, 1_u32..4095];
         kinds.prop_flat_map(move |kinds| {
             let side = move || prop::collection::vec(0..kinds, 0..longest);
             prop::collection::vec((side(), side()), 0..most)
         })
     }
 
-    fn wide(numbers: &[u16]) -> Vec<u32> {
-        numbers.iter().map(|&n| u32::from(n)).collect()
-    }
-
     fn given<'s>(
-        texts: &'s [(Vec<u16>, Vec<u16>)],
+        texts: &'s [(Vec<u32>, Vec<u32>)],
         bound: impl Fn(&[u32], &[u32]) -> usize,
     ) -> Vec<Pair<'s>> {
         texts
             .iter()
             .map(|(a, b)| {
-                let highest = a.iter().chain(b).max().map_or(0, |&n| usize::from(n));
                 let (x, y) = trim(a, b);
+                // What only `y` has above all of `x` may be one number.
+                let last = x.iter().max().map_or(0, |&n| n + 1);
                 Pair {
-                    a: Symbols::Numbers(x),
-                    b: Symbols::Numbers(y),
-                    kinds: highest + 1,
-                    bound: bound(&wide(x), &wide(y)),
+                    a: Symbols::Numbers(x, last),
+                    b: Symbols::Numbers(y, last),
+                    kinds: last as usize + 1,
+                    bound: bound(x, y),
                 }
             })
             .collect()
@@ -286,7 +293,7 @@ mod tests {
         #[test]
         fn distances_equal_the_plain_table(texts in pairs(40, 700), more in 0_usize..200) {
             let expected: Vec<u32> =
-                texts.iter().map(|(a, b)| plain(&wide(a), &wide(b))).collect();
+                texts.iter().map(|(a, b)| plain(a, b)).collect();
             for kernel in Kernel::available() {
                 let scratch = Scratch::default();
                 for pairs in [
@@ -317,9 +324,8 @@ mod tests {
         }
 
         #[test]
-        fn similar_texts_of_one_length(a in symbols(1500), edits in prop::collection::vec((any::<prop::sample::Index>(), 0_u16..40), 1..200)) {
-            let a: Vec<u16> = a.iter().map(|&n| n as u16).collect();
-            let texts: Vec<(Vec<u16>, Vec<u16>)> = (1..=16)
+        fn similar_texts_of_one_length(a in symbols(1500), edits in prop::collection::vec((any::<prop::sample::Index>(), 0_u32..40), 1..200)) {
+            let texts: Vec<(Vec<u32>, Vec<u32>)> = (1..=16)
                 .map(|n| {
                     let mut b = a.clone();
                     for (at, number) in edits.iter().take(edits.len() * n / 16) {
@@ -336,7 +342,7 @@ mod tests {
                     (a.clone(), b)
                 })
                 .collect();
-            let expected: Vec<u32> = texts.iter().map(|(a, b)| plain(&wide(a), &wide(b))).collect();
+            let expected: Vec<u32> = texts.iter().map(|(a, b)| plain(a, b)).collect();
             let pairs = given(&texts, |a, b| plain(a, b) as usize);
             for kernel in Kernel::available() {
                 let found =
@@ -349,10 +355,10 @@ mod tests {
     #[test]
     fn lengths_about_a_word_and_a_strip() {
         for length in [0, 1, 63, 64, 65, 255, 256, 257, 300, 512, 513] {
-            let a: Vec<u16> = (0..length).map(|n| n % 60).collect();
-            let b: Vec<u16> = (0..length).map(|n| (n * 7 + 3) % 60).collect();
+            let a: Vec<u32> = (0..length).map(|n| n % 60).collect();
+            let b: Vec<u32> = (0..length).map(|n| (n * 7 + 3) % 60).collect();
             let texts = vec![(a, b); 8];
-            let expected = plain(&wide(&texts[0].0), &wide(&texts[0].1));
+            let expected = plain(&texts[0].0, &&texts[0].1);
             let pairs = given(&texts, |a, b| a.len().max(b.len()));
             for kernel in Kernel::available() {
                 let found = distances(&pairs, kernel, &Scratch::default(), &Stop::new()).unwrap();

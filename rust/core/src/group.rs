@@ -9,6 +9,8 @@ use crate::stop::Stop;
 
 /// Rows that one word of a lane holds.
 pub const WORD: usize = 64;
+/// Columns that are filled at once.
+const COLUMNS_AT_ONCE: usize = 128;
 /// Words of one strip: their state fits the registers.
 const STRIP_WORDS: usize = 4;
 const STRIP: usize = WORD * STRIP_WORDS;
@@ -66,6 +68,8 @@ pub struct Group {
     columns: Words,
     planes: Words,
     record: Words,
+    /// The vertical steps of a strip's last column.
+    edge: Words,
     strips: Vec<Strip>,
     pub values: Vec<i64>,
 }
@@ -97,7 +101,7 @@ impl Group {
             .iter()
             .position(|&bits| kinds <= 1 << bits)
             .unwrap_or(WIDTHS.len() - 1);
-        let (lanes, rows, cols) = (self.lanes, self.rows, self.cols);
+        let (lanes, rows) = (self.lanes, self.rows);
         self.prefixes.clear();
         self.ends.clear();
         self.low.clear();
@@ -106,9 +110,6 @@ impl Group {
         if self.is_wide() {
             self.high.resize(lanes * rows, 0);
         }
-        self.columns.reserve(lanes * cols);
-        let columns = &mut self.columns.as_mut_slice()[..lanes * cols];
-        columns.fill(UP);
         for (lane, (a, b)) in pairs.iter().enumerate() {
             let prefix = rows - a.len();
             let into = lane * rows + prefix..(lane + 1) * rows;
@@ -118,25 +119,42 @@ impl Group {
                         *place = numbers[usize::from(byte)];
                     }
                 }
-                Symbols::Numbers(numbers) => {
+                Symbols::Numbers(numbers, last) => {
                     for (place, number) in self.low[into.clone()].iter_mut().zip(*numbers) {
-                        *place = *number as u8;
+                        *place = *number.min(last) as u8;
                     }
                     if !self.high.is_empty() {
                         for (place, number) in self.high[into].iter_mut().zip(*numbers) {
-                            *place = (number >> 8) as u8;
+                            *place = (number.min(last) >> 8) as u8;
                         }
                     }
                 }
             }
-            let places = &mut columns[prefix * lanes..];
-            match lanes {
-                8 => scatter::<8>(places, lane, b),
-                4 => scatter::<4>(places, lane, b),
-                _ => scatter::<2>(places, lane, b),
-            }
             self.prefixes.push(prefix);
             self.ends.push(prefix + b.len());
+        }
+        self.load_columns(pairs);
+    }
+
+    /// The columns of all lanes, some at a time, so that they stay in the nearest cache.
+    fn load_columns(&mut self, pairs: &[(Symbols, Symbols)]) {
+        let (lanes, cols) = (self.lanes, self.cols);
+        self.columns.reserve(lanes * cols);
+        let columns = &mut self.columns.as_mut_slice()[..lanes * cols];
+        for (index, part) in columns.chunks_mut(lanes * COLUMNS_AT_ONCE).enumerate() {
+            part.fill(UP);
+            let from = index * COLUMNS_AT_ONCE;
+            for (lane, (_, b)) in pairs.iter().enumerate() {
+                let prefix = self.prefixes[lane];
+                let first = prefix.saturating_sub(from).min(part.len() / lanes);
+                let places = &mut part[first * lanes..];
+                let rest = b.from(from.saturating_sub(prefix));
+                match lanes {
+                    8 => scatter::<8>(places, lane, &rest),
+                    4 => scatter::<4>(places, lane, &rest),
+                    _ => scatter::<2>(places, lane, &rest),
+                }
+            }
         }
     }
 
@@ -153,41 +171,35 @@ impl Group {
         2 * rows.div_ceil(WORD) * cols * lanes
     }
 
-    /// Runs the whole table inside a band of `left` and `right` columns beside the main diagonal; the costs are
-    /// then in `values`. With `record` the vertical steps are kept for `vertical`.
+    /// Runs the table; the costs are then in `values`. Cells that no script of cost `bounds` or less of their
+    /// lane leads through are left out. With `record` the vertical steps are kept for `vertical`.
     pub fn run(
         &mut self,
         kernel: Kernel,
-        (left_reach, right_reach): (usize, usize),
+        bounds: &[usize],
         record: bool,
         stop: &Stop,
     ) -> Result<()> {
         let (rows, cols, lanes, bits) = (self.rows, self.cols, self.lanes, self.bits());
-        self.values.clear();
-        self.values.resize(lanes, 0);
         self.strips.clear();
         self.planes.reserve(STRIP_WORDS * bits * lanes);
+        self.edge.reserve(2 * STRIP_WORDS * lanes);
         if record {
             self.record.reserve(Self::record_words(rows, cols, lanes));
         }
-        let mut left = 0;
+        let mut band = Band::new(lanes, rows, &self.ends, bounds);
         let mut offset = 0;
         for top in (0..rows).step_by(STRIP) {
             stop.check()?;
             let bottom = (top + STRIP).min(rows);
             let words = (bottom - top) / WORD;
-            let last = (bottom + right_reach).min(cols);
-            // The left edge is entered from above.
-            let new_left = top.saturating_sub(left_reach).min(last);
-            climb(&mut self.values, self.columns.as_slice(), left, new_left);
-            left = new_left;
-            for value in &mut self.values {
-                *value += (bottom - top) as i64;
-            }
+            band.go_on(self.columns.as_slice(), top, bottom, cols);
+            let (left, last) = (band.left, band.last);
             self.take_planes(kernel, top, words);
             let strip = pick(kernel, words, self.width, record);
             let columns = &mut self.columns.as_mut_slice()[left * lanes..last * lanes];
             let planes = &self.planes.as_slice()[..words * bits * lanes];
+            let edge = &mut self.edge.as_mut_slice()[..2 * words * lanes];
             let kept = if record {
                 let end = offset + 2 * words * lanes * (last - left);
                 &mut self.record.as_mut_slice()[offset..end]
@@ -196,16 +208,18 @@ impl Group {
             };
             let next = offset + kept.len();
             // SAFETY: `kernel` is one that this machine has; the slices hold `last - left` columns, `words`
-            // times `bits` planes and, where asked for, two times `words` vectors for each column, and all
-            // of them start at multiples of a vector in aligned memory.
+            // times `bits` planes, two times `words` vectors for the edge and, where asked for, as many for
+            // each column, and all of them start at multiples of a vector in aligned memory.
             unsafe {
                 strip(
                     planes.as_ptr(),
                     columns.as_mut_ptr(),
                     last - left,
                     kept.as_mut_ptr(),
+                    edge.as_mut_ptr(),
                 );
             }
+            band.descend(bottom - top, edge);
             self.strips.push(Strip {
                 first: left + 1,
                 last,
@@ -214,15 +228,7 @@ impl Group {
             });
             offset = next;
         }
-        // All lanes up to the first end, then each by itself.
-        let columns = self.columns.as_slice();
-        let first_end = self.ends.iter().copied().min().unwrap_or(left).max(left);
-        climb(&mut self.values, columns, left, first_end);
-        for (lane, &end) in self.ends.iter().enumerate() {
-            for column in first_end..end {
-                self.values[lane] += step(columns[column * lanes + lane]);
-            }
-        }
+        band.into_costs(self.columns.as_slice(), &self.ends, &mut self.values);
         Ok(())
     }
 
@@ -287,9 +293,9 @@ fn scatter<const LANES: usize>(columns: &mut [u64], lane: usize, side: &Symbols)
                 *place = UP | u64::from(numbers[usize::from(byte)]);
             }
         }
-        Symbols::Numbers(numbers) => {
-            for (place, &number) in places.zip(*numbers) {
-                *place = UP | u64::from(number);
+        Symbols::Numbers(numbers, last) => {
+            for (place, number) in places.zip(*numbers) {
+                *place = UP | u64::from(*number.min(last));
             }
         }
     }
@@ -300,17 +306,108 @@ fn step(column: u64) -> i64 {
     (column >> 62 & 1) as i64 - (column >> 63) as i64
 }
 
-fn climb(values: &mut [i64], columns: &[u64], from: usize, to: usize) {
-    let lanes = values.len();
-    for column in columns[from * lanes..to * lanes].chunks_exact(lanes) {
-        for (value, &column) in values.iter_mut().zip(column) {
-            *value += step(column);
+/// The columns that are run, and the costs at both ends of the row above them. A cell counts as long as a
+/// script of the bound may lead through it: its cost and its distance from the diagonal that ends in the
+/// last cell are no more. So the band becomes narrower as costs grow. Cells outside of it are entered as in
+/// `kernel`.
+struct Band<'b> {
+    lanes: usize,
+    /// For each lane the bound, and how far the last cell lies right of the main diagonal.
+    bounds: &'b [usize],
+    apart: Vec<i64>,
+    left: usize,
+    last: usize,
+    left_costs: Vec<i64>,
+    last_costs: Vec<i64>,
+}
+
+impl<'b> Band<'b> {
+    fn new(lanes: usize, rows: usize, ends: &[usize], bounds: &'b [usize]) -> Self {
+        Self {
+            lanes,
+            bounds,
+            apart: ends.iter().map(|&end| end as i64 - rows as i64).collect(),
+            left: 0,
+            last: 0,
+            left_costs: vec![0; lanes],
+            last_costs: vec![0; lanes],
+        }
+    }
+
+    /// For each lane what the bound has left for going right of the diagonal that ends in the last cell,
+    /// and for going left of it, in halves.
+    fn spare(&self, costs: &[i64], row: usize, column: usize) -> i64 {
+        let off = column as i64 - row as i64;
+        let lanes = self.bounds.iter().zip(&self.apart).zip(costs);
+        let spare = lanes.map(|((&bound, apart), cost)| bound as i64 - cost - (off - apart).abs());
+        spare.max().unwrap_or(0)
+    }
+
+    /// Takes the columns for the rows after `top` up to `bottom`; `columns` has the steps of row `top`.
+    fn go_on(&mut self, columns: &[u64], top: usize, bottom: usize, cols: usize) {
+        let lanes = self.lanes;
+        while self.left < self.last && self.spare(&self.left_costs, top, self.left) < 0 {
+            add_steps(&mut self.left_costs, &columns[self.left * lanes..], 1);
+            self.left += 1;
+        }
+        let (mut column, mut costs) = (self.last, self.last_costs.clone());
+        while column > self.left && self.spare(&costs, top, column) < 0 {
+            column -= 1;
+            add_steps(&mut costs, &columns[column * lanes..], -1);
+        }
+        // From there down the diagonal, and as far to the right as leaves enough for the way back.
+        let off = column as i64 - top as i64;
+        let pairs = self.bounds.iter().zip(&self.apart).zip(&costs);
+        let right = pairs.map(|((&bound, apart), cost)| (bound as i64 - cost + apart - off) / 2);
+        let reach = column + bottom - top + right.max().unwrap_or(0).max(0) as usize;
+        let last = reach.min(cols).max(self.last);
+        for cost in &mut self.last_costs {
+            *cost += (last - self.last) as i64;
+        }
+        self.last = last;
+    }
+
+    /// Goes down over a strip, whose last column has the steps `edge`.
+    fn descend(&mut self, height: usize, edge: &[u64]) {
+        for cost in &mut self.left_costs {
+            *cost += height as i64;
+        }
+        let (up, down) = edge.split_at(edge.len() / 2);
+        let words = up
+            .chunks_exact(self.lanes)
+            .zip(down.chunks_exact(self.lanes));
+        for (up, down) in words {
+            for ((cost, up), down) in self.last_costs.iter_mut().zip(up).zip(down) {
+                *cost += i64::from(up.count_ones()) - i64::from(down.count_ones());
+            }
+        }
+    }
+
+    /// The cost at each lane's end in the last row.
+    fn into_costs(self, columns: &[u64], ends: &[usize], costs: &mut Vec<i64>) {
+        costs.clear();
+        costs.extend_from_slice(&self.left_costs);
+        let first_end = ends.iter().copied().min().unwrap_or(0).max(self.left);
+        for column in self.left..first_end {
+            add_steps(costs, &columns[column * self.lanes..], 1);
+        }
+        for (lane, &end) in ends.iter().enumerate() {
+            for column in first_end..end {
+                costs[lane] += step(columns[column * self.lanes + lane]);
+            }
         }
     }
 }
 
-/// Planes, columns, their number, record.
-type RunStrip = unsafe fn(*const u64, *mut u64, usize, *mut u64);
+/// Adds the steps of one column to the costs of all lanes.
+fn add_steps(costs: &mut [i64], column: &[u64], sign: i64) {
+    for (cost, &column) in costs.iter_mut().zip(column) {
+        *cost += sign * step(column);
+    }
+}
+
+/// Planes, columns, their number, record, edge.
+type RunStrip = unsafe fn(*const u64, *mut u64, usize, *mut u64, *mut u64);
 type PlanesOf = unsafe fn(&[u8; 64], usize) -> [u64; 8];
 
 /// All columns of one strip of `WORDS` words, whose symbols have `BITS` bits.
@@ -323,6 +420,7 @@ unsafe fn strip<L: Lanes, const WORDS: usize, const BITS: usize, const RECORD: b
     columns: *mut u64,
     count: usize,
     mut record: *mut u64,
+    edge: *mut u64,
 ) {
     // SAFETY: the caller vouches for instructions and pointers; every offset below stays inside of them.
     unsafe {
@@ -370,6 +468,10 @@ unsafe fn strip<L: Lanes, const WORDS: usize, const BITS: usize, const RECORD: b
                 record = record.add(2 * WORDS * L::WIDTH);
             }
         }
+        for word in 0..WORDS {
+            up[word].store(edge.add(word * L::WIDTH));
+            down[word].store(edge.add((WORDS + word) * L::WIDTH));
+        }
     }
 }
 
@@ -385,9 +487,12 @@ macro_rules! compiled {
                 columns: *mut u64,
                 count: usize,
                 record: *mut u64,
+                edge: *mut u64,
             ) {
                 // SAFETY: the caller's promise, handed on.
-                unsafe { strip::<$lanes, WORDS, BITS, RECORD>(planes, columns, count, record) }
+                unsafe {
+                    strip::<$lanes, WORDS, BITS, RECORD>(planes, columns, count, record, edge)
+                }
             }
 
             #[target_feature(enable = $features)]
