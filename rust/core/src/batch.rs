@@ -5,8 +5,6 @@
 //! of these bits is one word: whether a column's symbol equals each row's is then a few logic operations for
 //! all lanes, without a table to look into. The recurrence and the band are those of `kernel`.
 
-use std::cmp::Reverse;
-
 use crate::Result;
 use crate::cpu::Kernel;
 use crate::group::{Group, MAX_KINDS, WORD, lanes, shape};
@@ -22,6 +20,9 @@ const MAX_LENGTH: usize = 1 << 15;
 const RECORD_WORDS: usize = 1 << 19;
 /// A vector step costs as much as this many steps of a single pair, in halves.
 const STEP_COST: usize = 5;
+
+/// Pairs among which the other lanes of a group are chosen.
+const CHOICE: usize = 64;
 
 /// The symbols of one side of a pair.
 #[derive(Debug, Clone, Copy)]
@@ -112,8 +113,8 @@ pub fn distances(
         Size {
             rows: rows.len(),
             cols: cols.len(),
-            width: (left + right + 1).min(cols.len()),
-            right: right.min(cols.len()) as isize,
+            left: left.min(rows.len()),
+            right: right.min(cols.len()),
         }
     };
     let group = |members: &[usize]| {
@@ -146,8 +147,8 @@ pub fn scripts(
     let size = |pair: &Pair| Size {
         rows: pair.a.len(),
         cols: pair.b.len(),
-        width: pair.b.len(),
-        right: pair.b.len() as isize - pair.a.len() as isize,
+        left: pair.a.len(),
+        right: pair.b.len(),
     };
     let group = |members: &[usize]| {
         let sides: Vec<_> = members.iter().map(|&i| (pairs[i].a, pairs[i].b)).collect();
@@ -207,9 +208,22 @@ fn run<T: Default + Clone + Send>(
 struct Size {
     rows: usize,
     cols: usize,
-    /// Columns of the band, and how far it reaches to the right of the main diagonal.
-    width: usize,
-    right: isize,
+    /// Columns of the band left and right of the main diagonal.
+    left: usize,
+    right: usize,
+}
+
+impl Size {
+    fn width(&self) -> usize {
+        (self.left + self.right + 1).min(self.cols)
+    }
+
+    /// Cells that are run for nothing, roughly, where `other` is in one group with `self`, which has no fewer
+    /// rows.
+    fn waste(&self, other: &Self) -> usize {
+        let columns = self.left.abs_diff(other.left) + self.right.abs_diff(other.right);
+        (self.rows - other.rows) * self.width() + self.rows * columns
+    }
 }
 
 /// Groups of pairs of similar size; a pair that is better done by itself is a group of its own.
@@ -226,23 +240,32 @@ fn plan(
         lanes > 1 && rows.max(cols) <= MAX_LENGTH && pairs[i].kinds <= MAX_KINDS
     };
     let (mut batched, single): (Vec<usize>, Vec<usize>) = (0..pairs.len()).partition(fits);
-    // The longest first, so that no core is left with them at the end.
-    batched.sort_unstable_by_key(|&i| Reverse(sizes[i].rows));
-    for part in batched.chunks_mut(4 * lanes) {
-        part.sort_unstable_by_key(|&i| sizes[i].right);
-    }
+    // The longest first, so that no core is left with them at the end; the last one here.
+    batched.sort_unstable_by_key(|&i| sizes[i].rows);
     let mut plan: Vec<Vec<usize>> = single.into_iter().map(|i| vec![i]).collect();
-    for members in batched.chunks(lanes) {
+    while let Some(first) = batched.pop() {
+        // With those of the next ones that fit it best.
+        let next = batched.len().saturating_sub(CHOICE);
+        let mut choice: Vec<usize> = (next..batched.len()).collect();
+        let others = choice.len().min(lanes - 1);
+        if others < choice.len() {
+            let waste = |&at: &usize| sizes[first].waste(&sizes[batched[at]]);
+            choice.select_nth_unstable_by_key(others, waste);
+        }
+        choice.truncate(others);
+        choice.sort_unstable();
+        let others = choice.iter().rev().map(|&at| batched.remove(at));
+        let members: Vec<usize> = std::iter::once(first).chain(others).collect();
         let (rows, cols) = shape(members.iter().map(|&i| (sizes[i].rows, sizes[i].cols)));
-        let widest = members.iter().map(|&i| sizes[i].width).max().unwrap_or(0);
+        let widest = members.iter().map(|&i| sizes[i].width()).max().unwrap_or(0);
         let steps = rows / WORD * cols.min(widest + 4 * WORD);
         let alone: usize = members
             .iter()
-            .map(|&i| sizes[i].rows.div_ceil(WORD) * sizes[i].width)
+            .map(|&i| sizes[i].rows.div_ceil(WORD) * sizes[i].width())
             .sum();
         let recorded = Group::record_words(rows, cols, lanes);
         if members.len() > 1 && steps * STEP_COST <= alone * 2 && recorded <= record_words {
-            plan.push(members.to_vec());
+            plan.push(members);
         } else {
             plan.extend(members.iter().map(|&i| vec![i]));
         }

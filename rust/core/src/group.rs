@@ -9,6 +9,8 @@ use crate::stop::Stop;
 
 /// Rows that one word of a lane holds.
 pub const WORD: usize = 64;
+/// Lanes of the widest vector.
+const MOST_LANES: usize = 8;
 /// Columns that are filled at once.
 const COLUMNS_AT_ONCE: usize = 128;
 /// Words of one strip: their state fits the registers.
@@ -188,12 +190,14 @@ impl Group {
             self.record.reserve(Self::record_words(rows, cols, lanes));
         }
         let mut band = Band::new(lanes, rows, &self.ends, bounds);
+        let go_on = go_on_of(kernel);
         let mut offset = 0;
         for top in (0..rows).step_by(STRIP) {
             stop.check()?;
             let bottom = (top + STRIP).min(rows);
             let words = (bottom - top) / WORD;
-            band.go_on(self.columns.as_slice(), top, bottom, cols);
+            // SAFETY: `kernel` is one that this machine has.
+            unsafe { go_on(&mut band, self.columns.as_slice(), top, bottom, cols) };
             let (left, last) = (band.left, band.last);
             self.take_planes(kernel, top, words);
             let strip = pick(kernel, words, self.width, record);
@@ -310,56 +314,67 @@ fn step(column: u64) -> i64 {
 /// script of the bound may lead through it: its cost and its distance from the diagonal that ends in the
 /// last cell are no more. So the band becomes narrower as costs grow. Cells outside of it are entered as in
 /// `kernel`.
-struct Band<'b> {
+struct Band {
     lanes: usize,
     /// For each lane the bound, and how far the last cell lies right of the main diagonal.
-    bounds: &'b [usize],
-    apart: Vec<i64>,
+    bounds: [i64; MOST_LANES],
+    apart: [i64; MOST_LANES],
     left: usize,
     last: usize,
-    left_costs: Vec<i64>,
-    last_costs: Vec<i64>,
+    left_costs: [i64; MOST_LANES],
+    last_costs: [i64; MOST_LANES],
 }
 
-impl<'b> Band<'b> {
-    fn new(lanes: usize, rows: usize, ends: &[usize], bounds: &'b [usize]) -> Self {
-        Self {
+impl Band {
+    fn new(lanes: usize, rows: usize, ends: &[usize], bounds: &[usize]) -> Self {
+        let mut band = Self {
             lanes,
-            bounds,
-            apart: ends.iter().map(|&end| end as i64 - rows as i64).collect(),
+            // In a lane without a pair no cell counts.
+            bounds: [i64::from(i32::MIN); MOST_LANES],
+            apart: [0; MOST_LANES],
             left: 0,
             last: 0,
-            left_costs: vec![0; lanes],
-            last_costs: vec![0; lanes],
+            left_costs: [0; MOST_LANES],
+            last_costs: [0; MOST_LANES],
+        };
+        for (lane, (&end, &bound)) in ends.iter().zip(bounds).enumerate() {
+            band.bounds[lane] = bound as i64;
+            band.apart[lane] = end as i64 - rows as i64;
         }
-    }
-
-    /// For each lane what the bound has left for going right of the diagonal that ends in the last cell,
-    /// and for going left of it, in halves.
-    fn spare(&self, costs: &[i64], row: usize, column: usize) -> i64 {
-        let off = column as i64 - row as i64;
-        let lanes = self.bounds.iter().zip(&self.apart).zip(costs);
-        let spare = lanes.map(|((&bound, apart), cost)| bound as i64 - cost - (off - apart).abs());
-        spare.max().unwrap_or(0)
+        band
     }
 
     /// Takes the columns for the rows after `top` up to `bottom`; `columns` has the steps of row `top`.
-    fn go_on(&mut self, columns: &[u64], top: usize, bottom: usize, cols: usize) {
-        let lanes = self.lanes;
-        while self.left < self.last && self.spare(&self.left_costs, top, self.left) < 0 {
-            add_steps(&mut self.left_costs, &columns[self.left * lanes..], 1);
+    #[inline(always)]
+    fn go_on<const N: usize>(&mut self, columns: &[u64], top: usize, bottom: usize, cols: usize) {
+        let (columns, _) = columns.as_chunks::<N>();
+        let bounds: [i64; N] = std::array::from_fn(|lane| self.bounds[lane]);
+        let apart: [i64; N] = std::array::from_fn(|lane| self.apart[lane]);
+        let counts = |costs: &[i64; N], column: usize| {
+            let off = column as i64 - top as i64;
+            let spare = |lane| bounds[lane] - costs[lane] - i64::abs(off - apart[lane]);
+            (0..N).fold(false, |counts, lane| counts | (spare(lane) >= 0))
+        };
+        let mut costs: [i64; N] = std::array::from_fn(|lane| self.left_costs[lane]);
+        while self.left < self.last && !counts(&costs, self.left) {
+            for (cost, &column) in costs.iter_mut().zip(&columns[self.left]) {
+                *cost += step(column);
+            }
             self.left += 1;
         }
-        let (mut column, mut costs) = (self.last, self.last_costs.clone());
-        while column > self.left && self.spare(&costs, top, column) < 0 {
+        self.left_costs[..N].copy_from_slice(&costs);
+        let mut column = self.last;
+        costs = std::array::from_fn(|lane| self.last_costs[lane]);
+        while column > self.left && !counts(&costs, column) {
             column -= 1;
-            add_steps(&mut costs, &columns[column * lanes..], -1);
+            for (cost, &column) in costs.iter_mut().zip(&columns[column]) {
+                *cost -= step(column);
+            }
         }
         // From there down the diagonal, and as far to the right as leaves enough for the way back.
         let off = column as i64 - top as i64;
-        let pairs = self.bounds.iter().zip(&self.apart).zip(&costs);
-        let right = pairs.map(|((&bound, apart), cost)| (bound as i64 - cost + apart - off) / 2);
-        let reach = column + bottom - top + right.max().unwrap_or(0).max(0) as usize;
+        let right = (0..N).map(|lane| (bounds[lane] - costs[lane] + apart[lane] - off) / 2);
+        let reach = column + bottom - top + right.fold(0, i64::max) as usize;
         let last = reach.min(cols).max(self.last);
         for cost in &mut self.last_costs {
             *cost += (last - self.last) as i64;
@@ -386,10 +401,12 @@ impl<'b> Band<'b> {
     /// The cost at each lane's end in the last row.
     fn into_costs(self, columns: &[u64], ends: &[usize], costs: &mut Vec<i64>) {
         costs.clear();
-        costs.extend_from_slice(&self.left_costs);
+        costs.extend_from_slice(&self.left_costs[..self.lanes]);
         let first_end = ends.iter().copied().min().unwrap_or(0).max(self.left);
         for column in self.left..first_end {
-            add_steps(costs, &columns[column * self.lanes..], 1);
+            for (cost, &column) in costs.iter_mut().zip(&columns[column * self.lanes..]) {
+                *cost += step(column);
+            }
         }
         for (lane, &end) in ends.iter().enumerate() {
             for column in first_end..end {
@@ -399,15 +416,9 @@ impl<'b> Band<'b> {
     }
 }
 
-/// Adds the steps of one column to the costs of all lanes.
-fn add_steps(costs: &mut [i64], column: &[u64], sign: i64) {
-    for (cost, &column) in costs.iter_mut().zip(column) {
-        *cost += sign * step(column);
-    }
-}
-
 /// Planes, columns, their number, record, edge.
 type RunStrip = unsafe fn(*const u64, *mut u64, usize, *mut u64, *mut u64);
+type GoOn = unsafe fn(&mut Band, &[u64], usize, usize, usize);
 type PlanesOf = unsafe fn(&[u8; 64], usize) -> [u64; 8];
 
 /// All columns of one strip of `WORDS` words, whose symbols have `BITS` bits.
@@ -501,6 +512,17 @@ macro_rules! compiled {
                 unsafe { <$lanes>::planes(bytes, bits) }
             }
 
+            #[target_feature(enable = $features)]
+            pub unsafe fn go_on(
+                band: &mut Band,
+                columns: &[u64],
+                top: usize,
+                bottom: usize,
+                cols: usize,
+            ) {
+                band.go_on::<{ <$lanes as Lanes>::WIDTH }>(columns, top, bottom, cols);
+            }
+
             pub fn pick(words: usize, width: usize, record: bool) -> RunStrip {
                 match (words, record) {
                     (1, false) => by_width!(width, 1, false),
@@ -581,6 +603,20 @@ fn planes_of(kernel: Kernel) -> PlanesOf {
         Kernel::Avx2 => avx2::planes,
         #[cfg(target_arch = "aarch64")]
         Kernel::Neon => neon::planes,
+        _ => unreachable!("no lanes on this machine"),
+    }
+}
+
+fn go_on_of(kernel: Kernel) -> GoOn {
+    match kernel {
+        #[cfg(target_arch = "x86_64")]
+        Kernel::Avx512Vbmi2 => avx512vbmi2::go_on,
+        #[cfg(target_arch = "x86_64")]
+        Kernel::Avx512 => avx512::go_on,
+        #[cfg(target_arch = "x86_64")]
+        Kernel::Avx2 => avx2::go_on,
+        #[cfg(target_arch = "aarch64")]
+        Kernel::Neon => neon::go_on,
         _ => unreachable!("no lanes on this machine"),
     }
 }
