@@ -159,7 +159,8 @@ pub fn scripts(
             let lanes = sides.iter().enumerate();
             Ok(lanes
                 .map(|(lane, &(a, b))| {
-                    let vertical = |row, col| group.vertical(lane, row, col);
+                    let mut steps = group.steps(lane);
+                    let vertical = |row, col| steps.vertical(row, col);
                     match (a, b) {
                         (Symbols::Numbers(a, _), Symbols::Numbers(b, _)) => {
                             script::follow(a, b, vertical)

@@ -260,26 +260,64 @@ impl Group {
         }
     }
 
-    /// The step that leads down to row `row` (from 1) of a lane's own table in its column `col` (from 0).
+    /// The steps of one lane's own table.
+    pub fn steps(&self, lane: usize) -> Steps<'_> {
+        Steps {
+            group: self,
+            record: self.record.as_slice(),
+            lane,
+            word: usize::MAX,
+            first: 0,
+            last: 0,
+            start: 0,
+            stride: 0,
+        }
+    }
+}
+
+/// The recorded steps of a lane; those near the ones read last are found fastest.
+pub struct Steps<'g> {
+    group: &'g Group,
+    record: &'g [u64],
+    lane: usize,
+    /// The word of rows that was read last: its columns, where they start in the record, and how far apart
+    /// they lie.
+    word: usize,
+    first: usize,
+    last: usize,
+    start: usize,
+    stride: usize,
+}
+
+impl Steps<'_> {
+    fn go_to(&mut self, word: usize) {
+        let lanes = self.group.lanes;
+        let strip = &self.group.strips[word / STRIP_WORDS];
+        self.word = word;
+        (self.first, self.last) = (strip.first, strip.last);
+        self.start = strip.offset + word % STRIP_WORDS * lanes + self.lane;
+        self.stride = 2 * strip.words * lanes;
+    }
+
+    /// The step that leads down to row `row` (from 1) in column `col` (from 0).
     #[inline]
-    pub fn vertical(&self, lane: usize, row: usize, col: usize) -> Vertical {
-        let prefix = self.prefixes[lane];
+    pub fn vertical(&mut self, row: usize, col: usize) -> Vertical {
+        let prefix = self.group.prefixes[self.lane];
         let (row, col) = (row + prefix - 1, col + prefix);
-        let strip = &self.strips[row / STRIP];
-        if col < strip.first {
+        if row / WORD != self.word {
+            self.go_to(row / WORD);
+        }
+        if col < self.first {
             return Vertical::Up;
         }
-        if col > strip.last {
+        if col > self.last {
             return Vertical::Outside;
         }
-        let (word, bit) = (row % STRIP / WORD, row % WORD);
-        let vector = (col - strip.first) * 2 * strip.words + word;
-        let at = strip.offset + vector * self.lanes + lane;
-        let record = self.record.as_slice();
-        let is_set = |word: u64| word >> bit & 1 == 1;
-        if is_set(record[at]) {
+        let at = self.start + (col - self.first) * self.stride;
+        let is_set = |word: u64| word >> (row % WORD) & 1 == 1;
+        if is_set(self.record[at]) {
             Vertical::Up
-        } else if is_set(record[at + strip.words * self.lanes]) {
+        } else if is_set(self.record[at + self.stride / 2]) {
             Vertical::Down
         } else {
             Vertical::Same
