@@ -46,7 +46,7 @@ impl Symbols<'_> {
     }
 
     /// All but the first `count` symbols.
-    pub fn from(&self, count: usize) -> Self {
+    pub fn after(&self, count: usize) -> Self {
         match *self {
             Self::Bytes(bytes, numbers) => Self::Bytes(bytes.get(count..).unwrap_or(&[]), numbers),
             Self::Numbers(numbers, last) => {

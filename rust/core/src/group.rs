@@ -150,7 +150,7 @@ impl Group {
                 let prefix = self.prefixes[lane];
                 let first = prefix.saturating_sub(from).min(part.len() / lanes);
                 let places = &mut part[first * lanes..];
-                let rest = b.from(from.saturating_sub(prefix));
+                let rest = b.after(from.saturating_sub(prefix));
                 match lanes {
                     8 => scatter::<8>(places, lane, &rest),
                     4 => scatter::<4>(places, lane, &rest),
