@@ -382,7 +382,7 @@ mod tests {
             let a: Vec<u32> = (0..length).map(|n| n % 60).collect();
             let b: Vec<u32> = (0..length).map(|n| (n * 7 + 3) % 60).collect();
             let texts = vec![(a, b); 8];
-            let expected = plain(&texts[0].0, &&texts[0].1);
+            let expected = plain(&texts[0].0, &texts[0].1);
             let pairs = given(&texts, |a, b| a.len().max(b.len()));
             for kernel in Kernel::available() {
                 let found = distances(&pairs, kernel, &Scratch::default(), &Stop::new()).unwrap();
