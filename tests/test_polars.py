@@ -196,3 +196,12 @@ def test_contexts_agree_on_any_frame(rows: list[tuple[Any, Any, int]], cut: int)
     assert frame.lazy().select(score).collect(engine="streaming")["score"].equals(expected)
     grouped = frame.lazy().group_by("group").agg("index", score).explode("index", "score")
     assert grouped.sort("index").collect()["score"].equals(expected)
+
+
+def test_a_mask_of_near_duplicates() -> None:
+    frame = pl.DataFrame({"group": [1, 1, 2, 2, 1], "text": ["a b", "A  b", "a b", None, "c"]})
+    mask = pl.col("text").clair.is_near_duplicate()
+    assert frame.select(mask)["text"].to_list() == [False, True, True, False, False]
+    assert frame.select(mask.over("group"))["text"].to_list() == [False, True, False, False, False]
+    assert frame.lazy().filter(~mask).collect()["text"].to_list() == ["a b", None, "c"]
+    assert frame.clear().select(mask).schema == {"text": pl.Boolean}

@@ -44,6 +44,9 @@ class NgramIndex:
     def matches(self, texts: Any, share: float) -> RecordBatch: ...
 
 def minhash(column: Any, permutations: int, shingle: int, seed: int) -> Array: ...
+def near_duplicates(
+    texts: Any, threshold: float, shingle: int, exact: bool, keep: str, seed: int, memory: int
+) -> RecordBatch: ...
 
 class Dedup:
     def __init__(
@@ -89,7 +92,7 @@ class ParquetFile:
         method: str | None = None,
         usage: str | None = None,
         rows: int = 1024,
-        bytes: int = 4194304,
+        bytes: int = 2097152,
     ) -> ParquetPairs | None:
         """The pairs in two columns; None where a column is of a type that is not read this way."""
 

@@ -32,6 +32,10 @@ A model's answers are revised as little as possible by a stronger model: the rev
 original is rejected."""
 
 
+# Commands whose memory stays flat over files of any size.
+STREAMING = ("filter", "convert", "split", "decontaminate", "dedup")
+
+
 @dataclass(frozen=True, slots=True)
 class Command:
     """One command: what its help says, its flags, and what runs it."""
@@ -310,6 +314,11 @@ def _run(
     if config is not None and argv[0] in subparsers:
         _apply_config(subparsers[argv[0]], config)
     args = parser.parse_args(argv)
+    if args.command in STREAMING:
+        from clair_apo.memory import spare_memory, spare_pandas
+
+        spare_memory()
+        spare_pandas()
     status = commands[args.command].run(args)
     sys.stdout.flush()
     return status

@@ -98,6 +98,28 @@ class ClairExpressions:
 
         return self._expr.map_batches(count, return_dtype=pl.UInt32, is_elementwise=True)
 
+    def is_near_duplicate(
+        self,
+        *,
+        threshold: float = 0.8,
+        shingle: int = 5,
+        exact: bool = False,
+        keep: Literal["first", "shortest"] = "first",
+        seed: int = 0,
+    ) -> pl.Expr:
+        """Whether each text is equal to, or near, one that stays: Boolean, for nulls false.
+        `frame.filter(~pl.col("prompt").clair.is_near_duplicate())` leaves out what
+        `clair_apo.text.near_duplicates` names. It looks at the whole column, in `over` at each group."""
+
+        def find(column: pl.Series) -> pl.Series:
+            gone = text.near_duplicates(
+                column, threshold=threshold, shingle=shingle, exact=exact, keep=keep, seed=seed
+            )
+            mask = pl.repeat(False, len(column), dtype=pl.Boolean, eager=True).alias(column.name)
+            return mask.scatter(pl.Series(gone["row"]), True)
+
+        return self._expr.map_batches(find, return_dtype=pl.Boolean)
+
     def _field(self, other: IntoText, name: str, dtype: PolarsType) -> pl.Expr:
         return self._with(other, lambda a, b: text.score(a, b)[name], dtype)
 

@@ -258,11 +258,8 @@ class PairReader:
     def _parquet(self, path: Path) -> Iterator[PairBatch]:
         schema = columns_of(path)
         assert schema is not None
-        layout = layout_of(schema.names)
+        layout = _layout(schema)
         assert layout is not None
-        sides = [layout.chosen, *([layout.rejected] if layout.rejected else [])]
-        if any(getattr(schema.field(s).type, "extension_name", "") == "arrow.json" for s in sides):
-            layout = Layout(layout.chosen, layout.rejected, layout.sources, json_cells=True)
         for item in read_batches(path, _projection(path, layout, self.columns), BATCH_ROWS):
             start = self.rows_read
             if isinstance(item, BadRow):
@@ -271,6 +268,13 @@ class PairReader:
             else:
                 self.rows_read += item.num_rows
                 yield self._arrow_batch(item, layout, start, path)
+
+    def of_batch(self, batch: Any, start: int, path: Path) -> PairBatch:
+        """The pairs among rows that were read from one of `paths` already, the first of them number
+        `start`: a record batch with all columns of the file. `skipped` hears of the others."""
+        layout = _layout(batch.schema)
+        assert layout is not None
+        return self._arrow_batch(batch, layout, start, path)
 
     def _arrow_batch(self, batch: Any, layout: Layout, start: int, path: Path) -> PairBatch:
         chosen = rejected = None
@@ -412,6 +416,17 @@ class Pending:
             _strings(self.chosen),
             columns,
         )
+
+
+def _layout(schema: pa.Schema) -> Layout | None:
+    """Where the pairs of a table stand; None where it holds none."""
+    layout = layout_of(schema.names)
+    if layout is None:
+        return None
+    sides = [layout.chosen, *([layout.rejected] if layout.rejected else [])]
+    if any(getattr(schema.field(s).type, "extension_name", "") == "arrow.json" for s in sides):
+        return Layout(layout.chosen, layout.rejected, layout.sources, json_cells=True)
+    return layout
 
 
 def _projection(path: Path, layout: Layout, wanted: Sequence[str]) -> list[str]:

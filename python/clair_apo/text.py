@@ -53,6 +53,7 @@ __all__ = [
     "levenshtein",
     "levenshtein_ratio",
     "minhash",
+    "near_duplicates",
     "score",
     "word_script",
     "words",
@@ -60,6 +61,9 @@ __all__ = [
 
 ENCODINGS: tuple[str, ...] = encodings.ENCODINGS
 """Encodings that `count_tokens` knows, by tiktoken's names."""
+
+NEAR_MEMORY = 256 << 20
+"""Bytes that `near_duplicates` holds of what grows with the texts before the rest goes to a file."""
 
 
 class Edit(NamedTuple):
@@ -212,6 +216,45 @@ def minhash(column: Column, permutations: int = 256, shingle: int = 5, seed: int
     Raises: `ValueError` for numbers that are not possible, `TypeError` for a column that is not text.
     """
     return _core.minhash(_column(column, "column"), permutations, shingle, seed)
+
+
+def near_duplicates(
+    texts: Column,
+    *,
+    threshold: float = 0.8,
+    shingle: int = 5,
+    exact: bool = False,
+    keep: Literal["first", "shortest"] = "first",
+    seed: int = 0,
+) -> RecordBatch:
+    """The rows whose text is equal to, or near, that of a row that stays: those `clair-apo dedup` drops.
+
+    Texts are equal but for case and white space, or near if the Jaccard similarity of their sets of
+    shingles (runs of `shingle` words, lower-cased; a text of fewer words is one) is at least `threshold`.
+    With `exact` only equal texts go. Rows are visited in their order, or with `keep="shortest"` from the
+    fewest characters to the most (of as many in the order of the texts, and then the same texts stay
+    whatever the order of the rows). A row goes because of one that stays, never through a third one that
+    goes itself. A null and a text without words stay, and nothing goes because of them.
+
+    Candidates come from MinHash in bands under `seed`, which find pairs at the threshold with a probability
+    of at least 0.99, and nearer ones with a higher one; where more than some four thousand different
+    texts resemble each other not all of them are looked at. Each candidate is verified on the sets
+    themselves, so every row here is near its `kept_row`. Memory: 50 to 80 bytes a row, and 256 MiB
+    for shingles and bands, of which the rest goes to a temporary file (folder `TMPDIR`).
+
+    Returns: one row for each that goes, in the order of the rows: `row` and `kept_row` uint32, counted
+    from 0 over all chunks; `jaccard` float64; `reason` string, `exact` or `near`.
+
+    Raises: `ValueError` for an impossible setting (a threshold is from 0.1 to 1) or 2**32 - 1 rows or more,
+    `TypeError` for a column that is not text, `OSError` where the temporary file cannot be written.
+    """
+    if keep not in ("first", "shortest"):
+        raise ValueError(f"unknown rule {keep!r}: known are first, shortest")
+    if shingle < 1 or not 0 <= seed < 1 << 64:
+        raise ValueError(f"shingle {shingle}, seed {seed}: at least one word, and from 0 to 2**64 - 1")
+    return _core.near_duplicates(
+        _column(texts, "texts"), threshold, shingle, exact, keep, seed, NEAR_MEMORY
+    )
 
 
 def kernel() -> str:

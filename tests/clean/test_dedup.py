@@ -47,8 +47,8 @@ def test_counts_order_and_clusters(tmp_path: Path) -> None:
     assert [r["id"] for r in rows(out)] == ["a", "b", "e", "f", "g"]
     assert pq.read_schema(out).equals(pq.read_schema(source))
     counts = ("rows_in", "rows_out", "exact", "near", "groups", "without_text", "unreadable")
-    assert [found[name] for name in counts] == [7, 5, 1, 1, 2, 1, 0]
-    assert (found["bands"], found["band_rows"], found["threshold"]) == (32, 8, 0.8)
+    assert [found[name] for name in counts] == [7, 5, 1, 1, 2, 2, 0]
+    assert (found["bands"], found["band_rows"], found["threshold"]) == (21, 6, 0.8)
     assert found["recall"] >= 0.99
     # 56 shingles each, of which the changed word stands in five.
     assert rows(gone) == [
@@ -57,7 +57,7 @@ def test_counts_order_and_clusters(tmp_path: Path) -> None:
     ]
     shown = clair("dedup", source, "--output", out, "--clusters", tmp_path / "gone.jsonl")
     assert "no text" in shown.stdout
-    assert "32 bands of 8" in shown.stderr
+    assert "21 bands of 6" in shown.stderr
     lines = [json.loads(line) for line in (tmp_path / "gone.jsonl").read_text().splitlines()]
     assert lines == rows(gone)
 
@@ -145,27 +145,32 @@ def test_short_odd_and_empty_texts(tmp_path: Path) -> None:
     source = pairs(tmp_path / "in.parquet", texts)
     dedup(source, tmp_path / "out.parquet")
     assert [r["prompt"] for r in rows(tmp_path / "out.parquet")] == [
-        texts[i] for i in (0, 2, 4, 5, 7, 8, 9)
+        texts[i] for i in (0, 1, 2, 4, 5, 7, 8, 9)
     ]
 
 
-def test_rows_without_a_pair_stay(tmp_path: Path) -> None:
+def test_rows_without_such_a_text_stay(tmp_path: Path) -> None:
     lines = [
         {"prompt": "p", "chosen": "a", "rejected": "b"},
         {"prompt": "p", "chosen": None, "rejected": "b"},
-        {"prompt": "P", "chosen": "c", "rejected": "d"},
+        {"prompt": " ", "chosen": "c", "rejected": "d"},
+        {"prompt": "", "chosen": "A", "rejected": "d"},
     ]
     source = tmp_path / "in.jsonl"
     text = [json.dumps(line) for line in lines]
     source.write_text("\n".join([text[0], "{broken", *text[1:]]) + "\n")
-    done = clair("dedup", source, "--output", tmp_path / "out.jsonl")
+    done = clair("dedup", source, "--output", tmp_path / "out.jsonl", "--on", "chosen")
     assert done.returncode == 0, done.stderr
-    assert (tmp_path / "out.jsonl").read_text() == "\n".join(text[:2]) + "\n"
+    assert (tmp_path / "out.jsonl").read_text() == "\n".join(text[:3]) + "\n"
     assert "no text" in done.stdout
     assert "one side is null; first: row 2" in done.stdout
+    found = dedup(source, tmp_path / "out.jsonl", on="chosen")
+    assert found["rows_in"] == 5
+    assert (found["rows_out"], found["exact"], found["unreadable"], found["without_text"]) == (3, 1, 1, 1)
+    # A prompt is compared although the answers beside it are broken; one without words is none.
     found = dedup(source, tmp_path / "out.jsonl")
-    assert found["rows_in"] == 4
-    assert (found["rows_out"], found["exact"], found["unreadable"], found["without_text"]) == (2, 1, 1, 1)
+    assert (tmp_path / "out.jsonl").read_text() == "\n".join([text[0], *text[2:]]) + "\n"
+    assert (found["rows_out"], found["exact"], found["unreadable"], found["without_text"]) == (3, 1, 1, 2)
 
 
 def test_a_table_of_prompts(tmp_path: Path) -> None:

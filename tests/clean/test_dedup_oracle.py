@@ -174,3 +174,71 @@ def test_minhash_of_any_column() -> None:
         text.minhash(texts, permutations=0)
     with pytest.raises(TypeError, match="`column`"):
         text.minhash(pa.array([1]))
+
+
+@given(
+    st.lists(st.none() | st.text("ab .é漢\n", max_size=30), max_size=20),
+    st.sampled_from([1, 2, 5]),
+    st.integers(0, 20),
+)
+@settings(max_examples=60, deadline=None)
+def test_near_duplicates_of_a_column(texts: list[str | None], size: int, cut: int) -> None:
+    """With a threshold of 1 nothing hangs on chance: the plain twin says which rows go, and why."""
+    column = pa.chunked_array([texts[:cut], texts[cut:]], pa.string_view())
+    found = pa.record_batch(text.near_duplicates(column, threshold=1.0, shingle=size))
+    same = [None if row is None else " ".join(row.lower().split()) for row in texts]
+    expected = []
+    for row, content in enumerate(texts):
+        for kept in range(row if same[row] else 0):
+            before = texts[kept]
+            if content is None or before is None or not same[kept]:
+                continue
+            if shingles(content, size) == shingles(before, size):
+                reason = "exact" if same[row] == same[kept] else "near"
+                expected.append({"row": row, "kept_row": kept, "jaccard": 1.0, "reason": reason})
+                break
+    # A text equal to one that went goes because of the same row, and as near.
+    gone = {e["row"]: e for e in expected}
+    assert [(f["row"], f["kept_row"], f["jaccard"]) for f in found.to_pylist()] == [
+        (e["row"], e["kept_row"], 1.0) for e in expected
+    ]
+    for f in found.to_pylist():
+        assert f["reason"] == gone[f["row"]]["reason"]
+
+
+@pytest.mark.parametrize("keep", ["first", "shortest"])
+def test_near_duplicates_are_those_of_the_command(shared_data: Path, tmp_path: Path, keep: Any) -> None:
+    rows = planted(real_answers(shared_data), 400, 5)
+    for more in ({}, {"exact": True}, {"threshold": 0.5, "shingle": 3, "seed": 7}):
+        _, clusters, _ = run(tmp_path, rows, keep=keep, **more)
+        found = pa.record_batch(text.near_duplicates(rows, keep=keep, **more)).to_pylist()
+        assert found
+        assert found == [{name: c[name] for name in found[0]} for c in clusters]
+
+
+def test_impossible_settings_of_near_duplicates() -> None:
+    for wrong in ({"threshold": 0.01}, {"threshold": float("nan")}, {"shingle": 0}, {"seed": -1}):
+        with pytest.raises(ValueError, match="from"):
+            text.near_duplicates(["a"], **wrong)
+    with pytest.raises(ValueError, match="first, shortest"):
+        text.near_duplicates(["a"], keep="lowest")  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="`texts`"):
+        text.near_duplicates(pa.array([1]))
+    assert pa.record_batch(text.near_duplicates([])).num_rows == 0
+
+
+def test_true_copies_in_a_crowd_that_is_nearly_near() -> None:
+    """5,000 texts of one template, each pair at J = 0.79, and 200 copies of some at 0.82."""
+    chance = random.Random(6)
+
+    def words_of(count: int) -> list[str]:
+        return [f"{chance.getrandbits(40):x}" for _ in range(count)]
+
+    template = words_of(140)
+    crowd = [template + words_of(18) for _ in range(5000)]
+    copied = [chance.randrange(5000) for _ in range(200)]
+    rows = crowd + [crowd[i][:-15] + words_of(15) for i in copied]
+    assert 0.79 < jaccard(shingles(" ".join(rows[0])), shingles(" ".join(rows[1]))) < 0.8
+    found = pa.record_batch(text.near_duplicates([" ".join(row) for row in rows])).to_pylist()
+    assert all(f["row"] >= 5000 and f["jaccard"] >= 0.8 for f in found)
+    assert len(found) >= 198

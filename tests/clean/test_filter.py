@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 from clair_apo import text
 from clair_apo.clean import filter_rows
 from clair_apo.clean.condition import MEASURES, Condition
+from clair_apo.clean.rows import BATCH_ROWS
 from clair_apo.errors import ClairError, UsageError
 from cli import clair
 
@@ -320,3 +321,16 @@ def test_a_subquery_opens_no_file(tmp_path: Path, query: str) -> None:
     where = f"""id IN ({query} "read_csv"('{tmp_path / "pipe.csv"}'))"""
     with pytest.raises(UsageError, match="a subquery cannot be used"):
         Condition(where, pa.schema([("id", pa.string())]))
+
+
+def test_rows_without_a_pair_keep_their_places_in_parquet(tmp_path: Path) -> None:
+    """Parquet's pairs come from the rows at hand: nulls among them, over several batches."""
+    rows = 3 * BATCH_ROWS // 2
+    chosen = [None if n % 7 == 3 else "a" * (n % 5) for n in range(rows)]
+    table = pa.table({"n": list(range(rows)), "chosen": chosen, "rejected": ["b"] * rows})
+    pq.write_table(table, tmp_path / "in.parquet")
+    found = filter_rows(tmp_path / "in.parquet", "levenshtein = 3", tmp_path / "out.parquet")
+    kept = pq.read_table(tmp_path / "out.parquet")["n"].to_pylist()
+    assert kept == [n for n in range(rows) if n % 7 != 3 and n % 5 == 3]
+    assert found["unmeasured"]["null"]["rows"] == found["undecided"] == sum(c is None for c in chosen)
+    assert found["rows_in"] == found["rows_out"] + found["left_out"] + found["undecided"]

@@ -10,7 +10,7 @@ from typing import Any
 import pyarrow as pa
 
 from clair_apo import files
-from clair_apo.clean.rows import Progress, RowReader, RowWriter, Spec, check_paths
+from clair_apo.clean.rows import BATCH_BYTES, Progress, RowReader, RowWriter, Spec, check_paths
 from clair_apo.clean.summary import reasons
 from clair_apo.conversations import Conversation, ConversationReader
 from clair_apo.errors import UsageError
@@ -140,7 +140,7 @@ def _pairs(file: Spec, to: str, output: Path, on_progress: Progress | None) -> _
             pairs += 1
             pending += shaped(pair)
             size += sum(len(m["content"]) for m in pair.prompt) + len(pair.chosen) + len(pair.rejected)
-            if len(pending) >= BATCH_ROWS or size >= files.BATCH_BYTES:
+            if len(pending) >= BATCH_ROWS or size >= BATCH_BYTES:
                 writer.write(pending)
                 pending, size = [], 0
                 if on_progress is not None:

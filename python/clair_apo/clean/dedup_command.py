@@ -20,7 +20,9 @@ def dedup_arguments(parser: argparse.ArgumentParser) -> None:
         "words, lower-cased). Candidates come from MinHash, which finds 99% of such pairs or more\n"
         "(fewer within thousands of texts that are all alike, and then says so),\n"
         "and each is verified exactly. A row goes only if it is near one that stays, never through\n"
-        "a chain. Case and white space make no difference. Rows without such a text stay."
+        "a chain. Case and white space make no difference. Rows without such a text stay.\n"
+        "Of a table with labels (prompt, completion, label) one row of each prompt stays,\n"
+        "whatever its label."
     )
     parser.epilog = (
         "example:\n  clair-apo dedup pairs.parquet --output unique.parquet --clusters gone.parquet\n\n"

@@ -9,12 +9,19 @@ through a third one that goes itself.
 Candidates come from MinHash in bands (`bands` in the summary), which find a pair at the threshold with the
 probability `recall`, at least 0.99, and nearer pairs with a higher one. Each candidate is verified on the
 sets themselves, so no row goes that is not near. Where more than some four thousand different texts
-resemble each other, a text is compared with a bounded number of others (256, and 2**24 over all); rows
-that stay although not all their candidates were looked at are counted as `undecided`.
+resemble each other, a text is compared with at most 256 others, first of all with those that share
+shingles that few texts have; rows that stay although not all their candidates were looked at are counted
+as `undecided`.
+
+A text of nothing but white space is none. With `on="prompt"` and `keep="first"` only prompts are read, so
+rows whose answers are broken are compared too; of a table with a row for each answer (prompt,
+completion, label) one row of each prompt stays, whatever its label.
 
 Memory: about 50 bytes a row with `keep="first"`, 80 with the others, some 10 more for each band that a
-text shares with another, and beyond that `MEMORY`. The texts are put aside in a temporary file without a
-name (folder `TMPDIR`), of about the size of what is compared plus 400 bytes a row.
+text shares with another, and beyond that `MEMORY`, and a third of it where thousands of
+texts are alike. Hashes of shingles, and texts where they decide the order, are put aside in a temporary
+file without a name (folder `TMPDIR`), of some 1.3 times the size of what is compared (2.3 times where texts
+are) plus 250 bytes a row.
 """
 
 from __future__ import annotations
@@ -32,6 +39,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from clair_apo import _core, files
+from clair_apo.clean.prompts import Prompts
 from clair_apo.clean.rows import (
     Copied,
     Progress,
@@ -42,7 +50,7 @@ from clair_apo.clean.rows import (
 )
 from clair_apo.clean.summary import reasons
 from clair_apo.errors import ClairError, UsageError
-from clair_apo.shape_rows import Layout, layout_of, optional_value
+from clair_apo.shape_rows import layout_of
 from clair_apo.shapes import PairReader, Skipped, read_pairs
 from clair_apo.tables import TableWriter
 from clair_apo.terminal import one_line
@@ -216,22 +224,26 @@ class _Pairs:
 
 
 class _Prompts:
-    """The prompts of a table without pairs."""
+    """The prompts of a table, whether its answers can be read or not."""
 
     def __init__(self, file: Spec) -> None:
         self._reader = RowReader(file)
-        # Where the prompts of pairs would be.
-        layout = layout_of([*self._reader.schema.names, "chosen", "rejected"])
-        name = None if layout is None else layout.sources["prompt"]
-        if layout is None or name is None:
-            shown = ", ".join(one_line(n, 40) for n in self._reader.schema.names[:20])
+        own = self._reader.schema.names
+        # Without pairs the prompts are where those of pairs would be.
+        names = own if layout_of(own) is not None else [*own, "chosen", "rejected"]
+        layout = layout_of(names)
+        source = None if layout is None else layout.sources["prompt"]
+        if layout is None or (source is None and names is not own):
+            shown = ", ".join(one_line(n, 40) for n in own[:20])
             raise ClairError(
                 f"{one_line(str(file))}: holds neither preference pairs nor prompts. "
                 f"Its columns are: {shown or 'none'}."
             )
-        self._layout: Layout = layout
-        self._name: str = name
-        self._reader.narrow([self._name])
+        self._prompts = Prompts(one_line(str(file)), names)
+        parquet = all(files.suffix(path) == ".parquet" for path in self._reader.paths)
+        # Text in a Parquet file is taken as it is; elsewhere it may be messages as JSON.
+        self._text = source if parquet else None
+        self._reader.narrow(self._prompts.columns)
         self.skipped: dict[str, Skipped] = {}
 
     @property
@@ -244,11 +256,11 @@ class _Prompts:
 
     def __iter__(self) -> Iterator[_Part]:
         for rows in self._reader:
-            texts = rows.batch.column(self._name)
-            if not (pa.types.is_string(texts.type) or pa.types.is_large_string(texts.type)):
-                cells = [{self._name: cell} for cell in texts.to_pylist()]
-                prompts = [optional_value("prompt", row, self._layout) for row in cells]
-                texts = pa.array(prompts, pa.large_string())
+            texts = None if self._text is None else rows.batch.column(self._text)
+            if texts is None or not (
+                pa.types.is_string(texts.type) or pa.types.is_large_string(texts.type)
+            ):
+                texts = pa.array(self._prompts.of(rows), pa.large_string())
             numbers = range(rows.first_row, rows.first_row + rows.num_rows)
             yield _Part(pa.array(numbers, pa.uint32()), texts, None, [])
         if self._reader.unreadable:
@@ -256,7 +268,10 @@ class _Prompts:
 
 
 def _source(file: Spec, on: On, keep: Keep) -> _Pairs | _Prompts:
-    if on == "prompt" and keep != "most-contrastive" and not any(map(_holds_pairs, files.expand(file))):
+    """With `keep="first"` no answer decides anything, so none is read."""
+    if on == "prompt" and (
+        keep == "first" or (keep == "shortest" and not any(map(_holds_pairs, files.expand(file))))
+    ):
         return _Prompts(file)
     return _Pairs(file, on, keep)
 

@@ -14,6 +14,7 @@ from clair_apo.clean.condition import Condition
 from clair_apo.clean.pairs import PairsByRow
 from clair_apo.clean.rows import Progress, RowBatch, RowReader, RowWriter, Spec, check_paths
 from clair_apo.clean.summary import reasons
+from clair_apo.shapes import Skipped, read_pairs
 
 
 def filter_rows(
@@ -36,7 +37,10 @@ def filter_rows(
     condition = Condition(where, reader.schema)
     if _lines_pass(reader, Path(output)):
         reader.narrow(condition.columns)
-    pairs = PairsByRow(file) if condition.measures else None
+    pairs: PairsByRow | PairsOfRows | None = None
+    if condition.measures:
+        parquet = all(files.suffix(path) == ".parquet" for path in reader.paths)
+        pairs = PairsOfRows(reader) if parquet else PairsByRow(file)
     left_out = undecided = 0
     with RowWriter(Path(output), reader) as writer:
         for rows in reader:
@@ -63,17 +67,46 @@ def filter_rows(
     }
 
 
+class PairsOfRows:
+    """The pairs of the rows that a reader of Parquet gives, without reading the file again."""
+
+    def __init__(self, reader: RowReader) -> None:
+        self._reader = reader
+        self._pairs = read_pairs(reader.spec)
+
+    def of(self, rows: RowBatch) -> dict[str, Any]:
+        """`rejected` and `chosen` of each row as Arrow arrays, null where a row holds no pair."""
+        found = self._pairs.of_batch(rows.batch, rows.first_row, rows.path)
+        if len(found) == rows.num_rows:
+            return {"rejected": found.rejected, "chosen": found.chosen}
+        numbers = pc.add(found.row, -rows.first_row).to_pylist()
+        places: list[int | None] = [None] * rows.num_rows
+        for place, row in enumerate(numbers):
+            places[row] = place
+        index = pa.array(places, pa.int64())
+        return {"rejected": found.rejected.take(index), "chosen": found.chosen.take(index)}
+
+    def skipped(self) -> dict[str, Skipped]:
+        """Rows that hold no pair, by reason, once all rows have been read."""
+        return {**self._pairs.skipped, **_unreadable(self._reader)}
+
+
 def _lines_pass(reader: RowReader, output: Path) -> bool:
     """Whether lines of JSON are passed on as they stand, so that no other column need be decoded."""
     return files.suffix(output) != ".parquet" and all(".jsonl" in files.suffix(p) for p in reader.paths)
 
 
-def _stays(condition: Condition, rows: RowBatch, pairs: PairsByRow | None) -> pa.BooleanArray:
+def _stays(
+    condition: Condition, rows: RowBatch, pairs: PairsByRow | PairsOfRows | None
+) -> pa.BooleanArray:
     """The condition's answers; null where it cannot be told."""
     arrays = [rows.batch.column(name) for name in condition.columns] if condition.columns else []
     names = list(condition.columns)
     if pairs is not None:
-        texts = pairs.take(rows.first_row, rows.num_rows)
+        if isinstance(pairs, PairsOfRows):
+            texts = pairs.of(rows)
+        else:
+            texts = pairs.take(rows.first_row, rows.num_rows)
         for name, column in measured(condition.measures, texts["rejected"], texts["chosen"]):
             names.append(name)
             arrays.append(column)

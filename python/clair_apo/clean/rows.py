@@ -29,8 +29,10 @@ from clair_apo.shapes import Skipped
 from clair_apo.tables import TableWriter, json_value
 from clair_apo.terminal import one_line
 
-# A batch is bounded in rows and, by `files.BATCH_BYTES`, in estimated bytes.
+# A batch is bounded in rows and in estimated bytes. Of it up to five are in memory: the one read ahead, the
+# pages that it is cut from, the one at hand, the rows of it that stay, and these on their way to the file.
 BATCH_ROWS = 4096
+BATCH_BYTES = 2 << 20
 
 Spec = str | os.PathLike[str]
 # Told the spec, the rows read so far, and the rows in all (None where only reading would tell).
@@ -40,20 +42,22 @@ Progress = Callable[[str, int, int | None], None]
 class RowBatch:
     """Consecutive rows: number `first_row` and those after it, all of them readable.
 
-    `batch` has them in the reader's schema; `lines` are
+    `path` is their file; `batch` has them in the reader's schema; `lines` are
     the lines they stand in, without their ends, where the file is of JSON Lines.
     """
 
-    __slots__ = ("_batch", "_reader", "_records", "first_row", "lines", "num_rows")
+    __slots__ = ("_batch", "_reader", "_records", "first_row", "lines", "num_rows", "path")
 
     def __init__(
         self,
         reader: RowReader,
+        path: Path,
         first_row: int,
         batch: pa.RecordBatch | None = None,
         records: list[Row] | None = None,
         lines: list[bytes] | None = None,
     ) -> None:
+        self.path = path
         self.first_row = first_row
         self.lines = lines
         self._reader = reader
@@ -178,17 +182,18 @@ class RowReader:
     def _parquet(self, path: Path) -> Iterator[RowBatch]:
         schema = self.schema
         names = None if self.columns is None else [n for n in schema.names if n in self.columns]
-        for item in files.read_batches(path, names, BATCH_ROWS):
-            if isinstance(item, BadRow):
-                self._bad(item.reason, path)
+        for item in files.parquet_file(path).batches(names, BATCH_ROWS, BATCH_BYTES):
+            if isinstance(item, tuple):
+                for bad in files.bad_rows(item):
+                    self._bad(bad.reason, path)
                 continue
-            for part in _readable(item):
+            for part in _readable(pa.record_batch(item)):
                 if isinstance(part, BadRow):
                     self._bad(part.reason, path)
                     continue
                 first = self.rows_read
                 self.rows_read += part.num_rows
-                yield RowBatch(self, first, _as(part, schema))
+                yield RowBatch(self, path, first, _as(part, schema))
 
     def _text_file(self, path: Path) -> Iterator[RowBatch]:
         keeps_lines = files.suffix(path) != ".csv"
@@ -200,7 +205,7 @@ class RowReader:
             nonlocal records, lines, size
             if records:
                 first = self.rows_read - len(records)
-                yield RowBatch(self, first, records=records, lines=lines if keeps_lines else None)
+                yield RowBatch(self, path, first, records=records, lines=lines if keeps_lines else None)
             records, lines, size = [], [], 0
 
         for row, line, length in _json_rows(path) if keeps_lines else _csv_rows(path):
@@ -212,7 +217,7 @@ class RowReader:
             records.append(row)
             lines.append(line)
             size += length
-            if len(records) >= BATCH_ROWS or size >= files.BATCH_BYTES:
+            if len(records) >= BATCH_ROWS or size >= BATCH_BYTES:
                 yield from pending()
         yield from pending()
 

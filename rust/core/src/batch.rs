@@ -5,8 +5,6 @@
 //! of these bits is one word: whether a column's symbol equals each row's is then a few logic operations for
 //! all lanes, without a table to look into. The recurrence and the band are those of `kernel`.
 
-use std::cmp::Reverse;
-
 use crate::Result;
 use crate::cpu::Kernel;
 use crate::group::{Group, MAX_KINDS, WORD, lanes, shape};
@@ -23,19 +21,23 @@ const RECORD_WORDS: usize = 1 << 19;
 /// A vector step costs as much as this many steps of a single pair, in halves.
 const STEP_COST: usize = 5;
 
+/// Pairs among which the other lanes of a group are chosen.
+const CHOICE: usize = 64;
+
 /// The symbols of one side of a pair.
 #[derive(Debug, Clone, Copy)]
 pub enum Symbols<'s> {
     /// One byte a symbol, and the number of each byte.
     Bytes(&'s [u8], &'s [u8; 256]),
-    Numbers(&'s [u16]),
+    /// Numbers, of which all from the last one on count as that one: of two sides only one has such.
+    Numbers(&'s [u32], u32),
 }
 
 impl Symbols<'_> {
     pub fn len(&self) -> usize {
         match self {
             Self::Bytes(bytes, _) => bytes.len(),
-            Self::Numbers(numbers) => numbers.len(),
+            Self::Numbers(numbers, _) => numbers.len(),
         }
     }
 
@@ -43,13 +45,23 @@ impl Symbols<'_> {
         self.len() == 0
     }
 
-    fn to_vec(self) -> Vec<u32> {
+    /// All but the first `count` symbols.
+    pub fn after(&self, count: usize) -> Self {
+        match *self {
+            Self::Bytes(bytes, numbers) => Self::Bytes(bytes.get(count..).unwrap_or(&[]), numbers),
+            Self::Numbers(numbers, last) => {
+                Self::Numbers(numbers.get(count..).unwrap_or(&[]), last)
+            }
+        }
+    }
+
+    pub fn to_vec(self) -> Vec<u32> {
         match self {
             Self::Bytes(bytes, numbers) => bytes
                 .iter()
                 .map(|&byte| u32::from(numbers[usize::from(byte)]))
                 .collect(),
-            Self::Numbers(numbers) => numbers.iter().map(|&n| u32::from(n)).collect(),
+            Self::Numbers(numbers, last) => numbers.iter().map(|&n| n.min(last)).collect(),
         }
     }
 }
@@ -101,18 +113,17 @@ pub fn distances(
         Size {
             rows: rows.len(),
             cols: cols.len(),
-            width: (left + right + 1).min(cols.len()),
-            right: right.min(cols.len()) as isize,
+            left: left.min(rows.len()),
+            right: right.min(cols.len()),
         }
     };
     let group = |members: &[usize]| {
         let sides: Vec<_> = members.iter().map(|&i| pairs[i].sides()).collect();
         let kinds = members.iter().map(|&i| pairs[i].kinds).max().unwrap_or(0);
-        let reaches = members.iter().map(|&i| reach(&pairs[i]));
-        let widest = reaches.fold((0, 0), |(l, r), (left, right)| (l.max(left), r.max(right)));
+        let bounds: Vec<usize> = members.iter().map(|&i| pairs[i].bound).collect();
         scratch.groups.with(|group| {
             group.load(kernel, &sides, kinds);
-            group.run(kernel, widest, false, stop)?;
+            group.run(kernel, &bounds, false, stop)?;
             Ok(group.values.iter().map(|&value| value as u32).collect())
         })
     };
@@ -136,21 +147,22 @@ pub fn scripts(
     let size = |pair: &Pair| Size {
         rows: pair.a.len(),
         cols: pair.b.len(),
-        width: pair.b.len(),
-        right: pair.b.len() as isize - pair.a.len() as isize,
+        left: pair.a.len(),
+        right: pair.b.len(),
     };
     let group = |members: &[usize]| {
         let sides: Vec<_> = members.iter().map(|&i| (pairs[i].a, pairs[i].b)).collect();
         let kinds = members.iter().map(|&i| pairs[i].kinds).max().unwrap_or(0);
         scratch.groups.with(|group| {
             group.load(kernel, &sides, kinds);
-            group.run(kernel, (MAX_LENGTH, MAX_LENGTH), true, stop)?;
+            group.run(kernel, &vec![2 * MAX_LENGTH; members.len()], true, stop)?;
             let lanes = sides.iter().enumerate();
             Ok(lanes
                 .map(|(lane, &(a, b))| {
-                    let vertical = |row, col| group.vertical(lane, row, col);
+                    let mut steps = group.steps(lane);
+                    let vertical = |row, col| steps.vertical(row, col);
                     match (a, b) {
-                        (Symbols::Numbers(a), Symbols::Numbers(b)) => {
+                        (Symbols::Numbers(a, _), Symbols::Numbers(b, _)) => {
                             script::follow(a, b, vertical)
                         }
                         _ => script::follow(&a.to_vec(), &b.to_vec(), vertical),
@@ -197,9 +209,22 @@ fn run<T: Default + Clone + Send>(
 struct Size {
     rows: usize,
     cols: usize,
-    /// Columns of the band, and how far it reaches to the right of the main diagonal.
-    width: usize,
-    right: isize,
+    /// Columns of the band left and right of the main diagonal.
+    left: usize,
+    right: usize,
+}
+
+impl Size {
+    fn width(&self) -> usize {
+        (self.left + self.right + 1).min(self.cols)
+    }
+
+    /// Cells that are run for nothing, roughly, where `other` is in one group with `self`, which has no fewer
+    /// rows.
+    fn waste(&self, other: &Self) -> usize {
+        let columns = self.left.abs_diff(other.left) + self.right.abs_diff(other.right);
+        (self.rows - other.rows) * self.width() + self.rows * columns
+    }
 }
 
 /// Groups of pairs of similar size; a pair that is better done by itself is a group of its own.
@@ -216,23 +241,32 @@ fn plan(
         lanes > 1 && rows.max(cols) <= MAX_LENGTH && pairs[i].kinds <= MAX_KINDS
     };
     let (mut batched, single): (Vec<usize>, Vec<usize>) = (0..pairs.len()).partition(fits);
-    // The longest first, so that no core is left with them at the end.
-    batched.sort_unstable_by_key(|&i| Reverse(sizes[i].rows));
-    for part in batched.chunks_mut(4 * lanes) {
-        part.sort_unstable_by_key(|&i| sizes[i].right);
-    }
+    // The longest first, so that no core is left with them at the end; the last one here.
+    batched.sort_unstable_by_key(|&i| sizes[i].rows);
     let mut plan: Vec<Vec<usize>> = single.into_iter().map(|i| vec![i]).collect();
-    for members in batched.chunks(lanes) {
+    while let Some(first) = batched.pop() {
+        // With those of the next ones that fit it best.
+        let next = batched.len().saturating_sub(CHOICE);
+        let mut choice: Vec<usize> = (next..batched.len()).collect();
+        let others = choice.len().min(lanes - 1);
+        if others < choice.len() {
+            let waste = |&at: &usize| sizes[first].waste(&sizes[batched[at]]);
+            choice.select_nth_unstable_by_key(others, waste);
+        }
+        choice.truncate(others);
+        choice.sort_unstable();
+        let others = choice.iter().rev().map(|&at| batched.remove(at));
+        let members: Vec<usize> = std::iter::once(first).chain(others).collect();
         let (rows, cols) = shape(members.iter().map(|&i| (sizes[i].rows, sizes[i].cols)));
-        let widest = members.iter().map(|&i| sizes[i].width).max().unwrap_or(0);
+        let widest = members.iter().map(|&i| sizes[i].width()).max().unwrap_or(0);
         let steps = rows / WORD * cols.min(widest + 4 * WORD);
         let alone: usize = members
             .iter()
-            .map(|&i| sizes[i].rows.div_ceil(WORD) * sizes[i].width)
+            .map(|&i| sizes[i].rows.div_ceil(WORD) * sizes[i].width())
             .sum();
         let recorded = Group::record_words(rows, cols, lanes);
         if members.len() > 1 && steps * STEP_COST <= alone * 2 && recorded <= record_words {
-            plan.push(members.to_vec());
+            plan.push(members);
         } else {
             plan.extend(members.iter().map(|&i| vec![i]));
         }
@@ -249,32 +283,29 @@ mod tests {
     use crate::testing::symbols;
 
     /// Pairs of numbers of up to `kinds` kinds.
-    fn pairs(most: usize, longest: usize) -> impl Strategy<Value = Vec<(Vec<u16>, Vec<u16>)>> {
-        let kinds = prop_oneof![1_u16..40, 1_u16..400, 1_u16..4095];
+    fn pairs(most: usize, longest: usize) -> impl Strategy<Value = Vec<(Vec<u32>, Vec<u32>)>> {
+        let kinds = prop_oneof![1_u32..40, 1_u32..400, 1_u32..4095];
         kinds.prop_flat_map(move |kinds| {
             let side = move || prop::collection::vec(0..kinds, 0..longest);
             prop::collection::vec((side(), side()), 0..most)
         })
     }
 
-    fn wide(numbers: &[u16]) -> Vec<u32> {
-        numbers.iter().map(|&n| u32::from(n)).collect()
-    }
-
     fn given<'s>(
-        texts: &'s [(Vec<u16>, Vec<u16>)],
+        texts: &'s [(Vec<u32>, Vec<u32>)],
         bound: impl Fn(&[u32], &[u32]) -> usize,
     ) -> Vec<Pair<'s>> {
         texts
             .iter()
             .map(|(a, b)| {
-                let highest = a.iter().chain(b).max().map_or(0, |&n| usize::from(n));
                 let (x, y) = trim(a, b);
+                // What only `y` has above all of `x` may be one number.
+                let last = x.iter().max().map_or(0, |&n| n + 1);
                 Pair {
-                    a: Symbols::Numbers(x),
-                    b: Symbols::Numbers(y),
-                    kinds: highest + 1,
-                    bound: bound(&wide(x), &wide(y)),
+                    a: Symbols::Numbers(x, last),
+                    b: Symbols::Numbers(y, last),
+                    kinds: last as usize + 1,
+                    bound: bound(x, y),
                 }
             })
             .collect()
@@ -286,7 +317,7 @@ mod tests {
         #[test]
         fn distances_equal_the_plain_table(texts in pairs(40, 700), more in 0_usize..200) {
             let expected: Vec<u32> =
-                texts.iter().map(|(a, b)| plain(&wide(a), &wide(b))).collect();
+                texts.iter().map(|(a, b)| plain(a, b)).collect();
             for kernel in Kernel::available() {
                 let scratch = Scratch::default();
                 for pairs in [
@@ -317,9 +348,8 @@ mod tests {
         }
 
         #[test]
-        fn similar_texts_of_one_length(a in symbols(1500), edits in prop::collection::vec((any::<prop::sample::Index>(), 0_u16..40), 1..200)) {
-            let a: Vec<u16> = a.iter().map(|&n| n as u16).collect();
-            let texts: Vec<(Vec<u16>, Vec<u16>)> = (1..=16)
+        fn similar_texts_of_one_length(a in symbols(1500), edits in prop::collection::vec((any::<prop::sample::Index>(), 0_u32..40), 1..200)) {
+            let texts: Vec<(Vec<u32>, Vec<u32>)> = (1..=16)
                 .map(|n| {
                     let mut b = a.clone();
                     for (at, number) in edits.iter().take(edits.len() * n / 16) {
@@ -336,7 +366,7 @@ mod tests {
                     (a.clone(), b)
                 })
                 .collect();
-            let expected: Vec<u32> = texts.iter().map(|(a, b)| plain(&wide(a), &wide(b))).collect();
+            let expected: Vec<u32> = texts.iter().map(|(a, b)| plain(a, b)).collect();
             let pairs = given(&texts, |a, b| plain(a, b) as usize);
             for kernel in Kernel::available() {
                 let found =
@@ -349,10 +379,10 @@ mod tests {
     #[test]
     fn lengths_about_a_word_and_a_strip() {
         for length in [0, 1, 63, 64, 65, 255, 256, 257, 300, 512, 513] {
-            let a: Vec<u16> = (0..length).map(|n| n % 60).collect();
-            let b: Vec<u16> = (0..length).map(|n| (n * 7 + 3) % 60).collect();
+            let a: Vec<u32> = (0..length).map(|n| n % 60).collect();
+            let b: Vec<u32> = (0..length).map(|n| (n * 7 + 3) % 60).collect();
             let texts = vec![(a, b); 8];
-            let expected = plain(&wide(&texts[0].0), &wide(&texts[0].1));
+            let expected = plain(&texts[0].0, &texts[0].1);
             let pairs = given(&texts, |a, b| a.len().max(b.len()));
             for kernel in Kernel::available() {
                 let found = distances(&pairs, kernel, &Scratch::default(), &Stop::new()).unwrap();

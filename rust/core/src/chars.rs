@@ -21,7 +21,7 @@ pub struct Characters<'t> {
 enum Side<'t> {
     /// One byte a character; those from 128 on stand for characters that are no ASCII.
     Bytes(Cow<'t, [u8]>),
-    Numbers(Vec<u16>),
+    Numbers(Vec<u32>),
 }
 
 impl<'t> Characters<'t> {
@@ -55,9 +55,9 @@ impl<'t> Characters<'t> {
 
     fn in_numbers(a: &'t str, b: &'t str) -> Option<Self> {
         let in_b: HashSet<char> = b.chars().collect();
-        let mut numbers: HashMap<char, u16> = HashMap::new();
+        let mut numbers: HashMap<char, u32> = HashMap::new();
         for c in a.chars().filter(|c| in_b.contains(c)) {
-            let next = numbers.len() as u16 + 2;
+            let next = numbers.len() as u32 + 2;
             numbers.entry(c).or_insert(next);
             if numbers.len() + 2 > MAX_KINDS {
                 return None;
@@ -90,7 +90,7 @@ impl<'t> Characters<'t> {
     fn symbols<'s>(&'s self, side: &'s Side) -> Symbols<'s> {
         match side {
             Side::Bytes(bytes) => Symbols::Bytes(bytes, &self.numbers),
-            Side::Numbers(numbers) => Symbols::Numbers(numbers),
+            Side::Numbers(numbers) => Symbols::Numbers(numbers, self.kinds as u32 - 1),
         }
     }
 }
@@ -184,28 +184,18 @@ mod tests {
     use super::*;
     use crate::levenshtein;
 
-    fn numbers(symbols: Symbols) -> Vec<u16> {
-        match symbols {
-            Symbols::Bytes(bytes, numbers) => bytes
-                .iter()
-                .map(|&b| u16::from(numbers[usize::from(b)]))
-                .collect(),
-            Symbols::Numbers(numbers) => numbers.to_vec(),
-        }
-    }
-
     fn same_table(a: &str, b: &str, found: &Characters) {
         let (x, y): (Vec<char>, Vec<char>) = (a.chars().collect(), b.chars().collect());
         let (x, y) = levenshtein::trim(&x, &y);
         let pair = found.pair(None);
-        let (n, m) = (numbers(pair.a), numbers(pair.b));
+        let (n, m) = (pair.a.to_vec(), pair.b.to_vec());
         assert_eq!((n.len(), m.len()), (x.len(), y.len()));
         for (i, c) in x.iter().enumerate() {
             for (j, d) in y.iter().enumerate() {
                 assert_eq!(c == d, n[i] == m[j]);
             }
         }
-        assert!(n.iter().chain(&m).all(|&n| usize::from(n) < pair.kinds));
+        assert!(n.iter().chain(&m).all(|&n| (n as usize) < pair.kinds));
     }
 
     proptest! {

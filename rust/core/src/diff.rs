@@ -41,9 +41,9 @@ pub struct Side<'t> {
 
 impl<'t> Side<'t> {
     /// The text from word `from` up to the end of the word before `to`.
-    fn span(&self, from: usize, to: usize) -> &'t str {
+    fn span(&self, from: usize, to: usize) -> &'t [u8] {
         let words = &self.words.words;
-        &self.text[words[from].start as usize..words[to - 1].end as usize]
+        &self.text.as_bytes()[words[from].start as usize..words[to - 1].end as usize]
     }
 
     /// Bytes and characters between word `from - 1` and word `to`.

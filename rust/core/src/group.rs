@@ -1,6 +1,7 @@
 //! One table for as many pairs as a vector has lanes: its buffers, and the strips that run over them.
 
 use crate::Result;
+use crate::band::Band;
 use crate::batch::Symbols;
 use crate::cpu::Kernel;
 use crate::kernel::Vertical;
@@ -9,6 +10,8 @@ use crate::stop::Stop;
 
 /// Rows that one word of a lane holds.
 pub const WORD: usize = 64;
+/// Columns that are filled at once.
+const COLUMNS_AT_ONCE: usize = 128;
 /// Words of one strip: their state fits the registers.
 const STRIP_WORDS: usize = 4;
 const STRIP: usize = WORD * STRIP_WORDS;
@@ -66,6 +69,8 @@ pub struct Group {
     columns: Words,
     planes: Words,
     record: Words,
+    /// The vertical steps of a strip's last column.
+    edge: Words,
     strips: Vec<Strip>,
     pub values: Vec<i64>,
 }
@@ -97,7 +102,7 @@ impl Group {
             .iter()
             .position(|&bits| kinds <= 1 << bits)
             .unwrap_or(WIDTHS.len() - 1);
-        let (lanes, rows, cols) = (self.lanes, self.rows, self.cols);
+        let (lanes, rows) = (self.lanes, self.rows);
         self.prefixes.clear();
         self.ends.clear();
         self.low.clear();
@@ -106,9 +111,6 @@ impl Group {
         if self.is_wide() {
             self.high.resize(lanes * rows, 0);
         }
-        self.columns.reserve(lanes * cols);
-        let columns = &mut self.columns.as_mut_slice()[..lanes * cols];
-        columns.fill(UP);
         for (lane, (a, b)) in pairs.iter().enumerate() {
             let prefix = rows - a.len();
             let into = lane * rows + prefix..(lane + 1) * rows;
@@ -118,25 +120,42 @@ impl Group {
                         *place = numbers[usize::from(byte)];
                     }
                 }
-                Symbols::Numbers(numbers) => {
+                Symbols::Numbers(numbers, last) => {
                     for (place, number) in self.low[into.clone()].iter_mut().zip(*numbers) {
-                        *place = *number as u8;
+                        *place = *number.min(last) as u8;
                     }
                     if !self.high.is_empty() {
                         for (place, number) in self.high[into].iter_mut().zip(*numbers) {
-                            *place = (number >> 8) as u8;
+                            *place = (number.min(last) >> 8) as u8;
                         }
                     }
                 }
             }
-            let places = &mut columns[prefix * lanes..];
-            match lanes {
-                8 => scatter::<8>(places, lane, b),
-                4 => scatter::<4>(places, lane, b),
-                _ => scatter::<2>(places, lane, b),
-            }
             self.prefixes.push(prefix);
             self.ends.push(prefix + b.len());
+        }
+        self.load_columns(pairs);
+    }
+
+    /// The columns of all lanes, some at a time, so that they stay in the nearest cache.
+    fn load_columns(&mut self, pairs: &[(Symbols, Symbols)]) {
+        let (lanes, cols) = (self.lanes, self.cols);
+        self.columns.reserve(lanes * cols);
+        let columns = &mut self.columns.as_mut_slice()[..lanes * cols];
+        for (index, part) in columns.chunks_mut(lanes * COLUMNS_AT_ONCE).enumerate() {
+            part.fill(UP);
+            let from = index * COLUMNS_AT_ONCE;
+            for (lane, (_, b)) in pairs.iter().enumerate() {
+                let prefix = self.prefixes[lane];
+                let first = prefix.saturating_sub(from).min(part.len() / lanes);
+                let places = &mut part[first * lanes..];
+                let rest = b.after(from.saturating_sub(prefix));
+                match lanes {
+                    8 => scatter::<8>(places, lane, &rest),
+                    4 => scatter::<4>(places, lane, &rest),
+                    _ => scatter::<2>(places, lane, &rest),
+                }
+            }
         }
     }
 
@@ -153,41 +172,37 @@ impl Group {
         2 * rows.div_ceil(WORD) * cols * lanes
     }
 
-    /// Runs the whole table inside a band of `left` and `right` columns beside the main diagonal; the costs are
-    /// then in `values`. With `record` the vertical steps are kept for `vertical`.
+    /// Runs the table; the costs are then in `values`. Cells that no script of cost `bounds` or less of their
+    /// lane leads through are left out. With `record` the vertical steps are kept for `vertical`.
     pub fn run(
         &mut self,
         kernel: Kernel,
-        (left_reach, right_reach): (usize, usize),
+        bounds: &[usize],
         record: bool,
         stop: &Stop,
     ) -> Result<()> {
         let (rows, cols, lanes, bits) = (self.rows, self.cols, self.lanes, self.bits());
-        self.values.clear();
-        self.values.resize(lanes, 0);
         self.strips.clear();
         self.planes.reserve(STRIP_WORDS * bits * lanes);
+        self.edge.reserve(2 * STRIP_WORDS * lanes);
         if record {
             self.record.reserve(Self::record_words(rows, cols, lanes));
         }
-        let mut left = 0;
+        let mut band = Band::new(lanes, rows, &self.ends, bounds);
+        let go_on = go_on_of(kernel);
         let mut offset = 0;
         for top in (0..rows).step_by(STRIP) {
             stop.check()?;
             let bottom = (top + STRIP).min(rows);
             let words = (bottom - top) / WORD;
-            let last = (bottom + right_reach).min(cols);
-            // The left edge is entered from above.
-            let new_left = top.saturating_sub(left_reach).min(last);
-            climb(&mut self.values, self.columns.as_slice(), left, new_left);
-            left = new_left;
-            for value in &mut self.values {
-                *value += (bottom - top) as i64;
-            }
+            // SAFETY: `kernel` is one that this machine has.
+            unsafe { go_on(&mut band, self.columns.as_slice(), top, bottom, cols) };
+            let (left, last) = (band.left, band.last);
             self.take_planes(kernel, top, words);
             let strip = pick(kernel, words, self.width, record);
             let columns = &mut self.columns.as_mut_slice()[left * lanes..last * lanes];
             let planes = &self.planes.as_slice()[..words * bits * lanes];
+            let edge = &mut self.edge.as_mut_slice()[..2 * words * lanes];
             let kept = if record {
                 let end = offset + 2 * words * lanes * (last - left);
                 &mut self.record.as_mut_slice()[offset..end]
@@ -196,16 +211,18 @@ impl Group {
             };
             let next = offset + kept.len();
             // SAFETY: `kernel` is one that this machine has; the slices hold `last - left` columns, `words`
-            // times `bits` planes and, where asked for, two times `words` vectors for each column, and all
-            // of them start at multiples of a vector in aligned memory.
+            // times `bits` planes, two times `words` vectors for the edge and, where asked for, as many for
+            // each column, and all of them start at multiples of a vector in aligned memory.
             unsafe {
                 strip(
                     planes.as_ptr(),
                     columns.as_mut_ptr(),
                     last - left,
                     kept.as_mut_ptr(),
+                    edge.as_mut_ptr(),
                 );
             }
+            band.descend(bottom - top, edge);
             self.strips.push(Strip {
                 first: left + 1,
                 last,
@@ -214,15 +231,7 @@ impl Group {
             });
             offset = next;
         }
-        // All lanes up to the first end, then each by itself.
-        let columns = self.columns.as_slice();
-        let first_end = self.ends.iter().copied().min().unwrap_or(left).max(left);
-        climb(&mut self.values, columns, left, first_end);
-        for (lane, &end) in self.ends.iter().enumerate() {
-            for column in first_end..end {
-                self.values[lane] += step(columns[column * lanes + lane]);
-            }
-        }
+        band.into_costs(self.columns.as_slice(), &self.ends, &mut self.values);
         Ok(())
     }
 
@@ -250,26 +259,64 @@ impl Group {
         }
     }
 
-    /// The step that leads down to row `row` (from 1) of a lane's own table in its column `col` (from 0).
+    /// The steps of one lane's own table.
+    pub fn steps(&self, lane: usize) -> Steps<'_> {
+        Steps {
+            group: self,
+            record: self.record.as_slice(),
+            lane,
+            word: usize::MAX,
+            first: 0,
+            last: 0,
+            start: 0,
+            stride: 0,
+        }
+    }
+}
+
+/// The recorded steps of a lane; those near the ones read last are found fastest.
+pub struct Steps<'g> {
+    group: &'g Group,
+    record: &'g [u64],
+    lane: usize,
+    /// The word of rows that was read last: its columns, where they start in the record, and how far apart
+    /// they lie.
+    word: usize,
+    first: usize,
+    last: usize,
+    start: usize,
+    stride: usize,
+}
+
+impl Steps<'_> {
+    fn go_to(&mut self, word: usize) {
+        let lanes = self.group.lanes;
+        let strip = &self.group.strips[word / STRIP_WORDS];
+        self.word = word;
+        (self.first, self.last) = (strip.first, strip.last);
+        self.start = strip.offset + word % STRIP_WORDS * lanes + self.lane;
+        self.stride = 2 * strip.words * lanes;
+    }
+
+    /// The step that leads down to row `row` (from 1) in column `col` (from 0).
     #[inline]
-    pub fn vertical(&self, lane: usize, row: usize, col: usize) -> Vertical {
-        let prefix = self.prefixes[lane];
+    pub fn vertical(&mut self, row: usize, col: usize) -> Vertical {
+        let prefix = self.group.prefixes[self.lane];
         let (row, col) = (row + prefix - 1, col + prefix);
-        let strip = &self.strips[row / STRIP];
-        if col < strip.first {
+        if row / WORD != self.word {
+            self.go_to(row / WORD);
+        }
+        if col < self.first {
             return Vertical::Up;
         }
-        if col > strip.last {
+        if col > self.last {
             return Vertical::Outside;
         }
-        let (word, bit) = (row % STRIP / WORD, row % WORD);
-        let vector = (col - strip.first) * 2 * strip.words + word;
-        let at = strip.offset + vector * self.lanes + lane;
-        let record = self.record.as_slice();
-        let is_set = |word: u64| word >> bit & 1 == 1;
-        if is_set(record[at]) {
+        let at = self.start + (col - self.first) * self.stride;
+        let is_set = |word: u64| word >> (row % WORD) & 1 == 1;
+        if is_set(self.record[at]) {
             Vertical::Up
-        } else if is_set(record[at + strip.words * self.lanes]) {
+        } else if is_set(self.record[at + self.stride / 2]) {
             Vertical::Down
         } else {
             Vertical::Same
@@ -287,30 +334,17 @@ fn scatter<const LANES: usize>(columns: &mut [u64], lane: usize, side: &Symbols)
                 *place = UP | u64::from(numbers[usize::from(byte)]);
             }
         }
-        Symbols::Numbers(numbers) => {
-            for (place, &number) in places.zip(*numbers) {
-                *place = UP | u64::from(number);
+        Symbols::Numbers(numbers, last) => {
+            for (place, number) in places.zip(*numbers) {
+                *place = UP | u64::from(*number.min(last));
             }
         }
     }
 }
 
-/// The step of -1, 0 or +1 that a column's word holds.
-fn step(column: u64) -> i64 {
-    (column >> 62 & 1) as i64 - (column >> 63) as i64
-}
-
-fn climb(values: &mut [i64], columns: &[u64], from: usize, to: usize) {
-    let lanes = values.len();
-    for column in columns[from * lanes..to * lanes].chunks_exact(lanes) {
-        for (value, &column) in values.iter_mut().zip(column) {
-            *value += step(column);
-        }
-    }
-}
-
-/// Planes, columns, their number, record.
-type RunStrip = unsafe fn(*const u64, *mut u64, usize, *mut u64);
+/// Planes, columns, their number, record, edge.
+type RunStrip = unsafe fn(*const u64, *mut u64, usize, *mut u64, *mut u64);
+type GoOn = unsafe fn(&mut Band, &[u64], usize, usize, usize);
 type PlanesOf = unsafe fn(&[u8; 64], usize) -> [u64; 8];
 
 /// All columns of one strip of `WORDS` words, whose symbols have `BITS` bits.
@@ -323,6 +357,7 @@ unsafe fn strip<L: Lanes, const WORDS: usize, const BITS: usize, const RECORD: b
     columns: *mut u64,
     count: usize,
     mut record: *mut u64,
+    edge: *mut u64,
 ) {
     // SAFETY: the caller vouches for instructions and pointers; every offset below stays inside of them.
     unsafe {
@@ -370,6 +405,10 @@ unsafe fn strip<L: Lanes, const WORDS: usize, const BITS: usize, const RECORD: b
                 record = record.add(2 * WORDS * L::WIDTH);
             }
         }
+        for word in 0..WORDS {
+            up[word].store(edge.add(word * L::WIDTH));
+            down[word].store(edge.add((WORDS + word) * L::WIDTH));
+        }
     }
 }
 
@@ -385,15 +424,29 @@ macro_rules! compiled {
                 columns: *mut u64,
                 count: usize,
                 record: *mut u64,
+                edge: *mut u64,
             ) {
                 // SAFETY: the caller's promise, handed on.
-                unsafe { strip::<$lanes, WORDS, BITS, RECORD>(planes, columns, count, record) }
+                unsafe {
+                    strip::<$lanes, WORDS, BITS, RECORD>(planes, columns, count, record, edge)
+                }
             }
 
             #[target_feature(enable = $features)]
             pub unsafe fn planes(bytes: &[u8; 64], bits: usize) -> [u64; 8] {
                 // SAFETY: the caller's promise, handed on.
                 unsafe { <$lanes>::planes(bytes, bits) }
+            }
+
+            #[target_feature(enable = $features)]
+            pub unsafe fn go_on(
+                band: &mut Band,
+                columns: &[u64],
+                top: usize,
+                bottom: usize,
+                cols: usize,
+            ) {
+                band.go_on::<{ <$lanes as Lanes>::WIDTH }>(columns, top, bottom, cols);
             }
 
             pub fn pick(words: usize, width: usize, record: bool) -> RunStrip {
@@ -476,6 +529,20 @@ fn planes_of(kernel: Kernel) -> PlanesOf {
         Kernel::Avx2 => avx2::planes,
         #[cfg(target_arch = "aarch64")]
         Kernel::Neon => neon::planes,
+        _ => unreachable!("no lanes on this machine"),
+    }
+}
+
+fn go_on_of(kernel: Kernel) -> GoOn {
+    match kernel {
+        #[cfg(target_arch = "x86_64")]
+        Kernel::Avx512Vbmi2 => avx512vbmi2::go_on,
+        #[cfg(target_arch = "x86_64")]
+        Kernel::Avx512 => avx512::go_on,
+        #[cfg(target_arch = "x86_64")]
+        Kernel::Avx2 => avx2::go_on,
+        #[cfg(target_arch = "aarch64")]
+        Kernel::Neon => neon::go_on,
         _ => unreachable!("no lanes on this machine"),
     }
 }

@@ -10,7 +10,7 @@ use crate::words::{Word, Words};
 /// Bytes of a word that are compared as one number.
 const SHORT: usize = 16;
 /// Places that are kept for the next pair at most.
-const KEPT: usize = 1 << 16;
+const KEPT: usize = 1 << 14;
 
 /// Chosen anew in each process, so that no text can be made whose words all fall on one place.
 static SEEDS: LazyLock<[u64; 2]> = LazyLock::new(|| {
@@ -21,33 +21,33 @@ static SEEDS: LazyLock<[u64; 2]> = LazyLock::new(|| {
 /// The words of a pair with their numbers: open addressing with linear steps. Used again from pair to pair.
 #[derive(Debug)]
 pub struct WordTable {
-    /// From the lowest bit: a word's number (32), some bits of its hash (16), and a mark (16). One word of the
-    /// machine each, so that the places of a pair fit the nearest cache and what was just written can be
-    /// read at once.
-    places: Vec<u64>,
-    /// The words by their numbers, and room for more.
-    words: Vec<Known>,
-    distinct: usize,
-    /// Keys and hashes of the words of one text.
-    keys: Vec<([u64; 2], u64)>,
+    places: Vec<Place>,
+    distinct: u32,
+    /// Words of the second text that the first one has too.
+    shared: u32,
     /// Places that bear this mark are taken; all others are free.
-    mark: u16,
+    mark: u32,
     seeds: [u64; 2],
 }
 
+/// A word that is known. Half of a cache line, so that one look at memory tells all.
 #[derive(Debug, Clone, Copy, Default)]
-struct Known {
+#[repr(align(32))]
+struct Place {
     key: [u64; 2],
-    start: u64,
+    number: u32,
+    start: u32,
+    mark: u32,
+    /// The text that had it last.
+    side: u32,
 }
 
 impl Default for WordTable {
     fn default() -> Self {
         Self {
             places: Vec::new(),
-            words: Vec::new(),
             distinct: 0,
-            keys: Vec::new(),
+            shared: 0,
             mark: 0,
             seeds: *SEEDS,
         }
@@ -58,69 +58,79 @@ impl WordTable {
     fn clear(&mut self, words: usize) {
         let room = (2 * words).next_power_of_two().max(64);
         let too_large = self.places.len() > KEPT && self.places.len() > 8 * room;
-        if self.places.len() < room || too_large || self.mark == u16::MAX {
-            self.places = vec![0; room];
-            self.words = vec![Known::default(); room];
+        if self.places.len() < room || too_large || self.mark == u32::MAX {
+            self.places = vec![Place::default(); room];
             self.mark = 0;
         }
         self.mark += 1;
         self.distinct = 0;
+        self.shared = 0;
     }
 
-    /// The number of each word of `text`. Words that are known already stand in `first`.
-    fn numbers(&mut self, words: &[Word], text: &str, first: &str) -> Vec<u32> {
-        let firsts = self.distinct;
-        let last = self.places.len() - 1;
-        let mut numbers = Vec::with_capacity(words.len());
-        // In two passes, so that hashing one word does not wait for finding the one before.
-        self.keys.clear();
-        let seeds = self.seeds;
-        let key = |word| key_of(text.as_bytes(), word, seeds);
-        self.keys.extend(words.iter().map(key));
-        let mark = u64::from(self.mark) << 48;
-        for (word, &(key, hash)) in words.iter().zip(&self.keys) {
-            let tagged = mark | hash >> 48 << 32;
+    /// The number of each word of `texts[side]`; the texts before it have been numbered.
+    fn numbers(&mut self, words: &[Word], texts: [&str; 2], side: u32) -> Vec<u32> {
+        let (mark, seeds) = (self.mark, self.seeds);
+        let text = texts[side as usize];
+        let (firsts, mut distinct, mut shared) = (self.distinct, self.distinct, self.shared);
+        let places = self.places.as_mut_slice();
+        let last = places.len() - 1;
+        let mut numbers = vec![0; words.len()];
+        for (word, found) in words.iter().zip(&mut numbers) {
+            let (key, hash) = key_of(text.as_bytes(), word, seeds);
             let mut at = hash as usize & last;
             loop {
-                let place = self.places[at];
-                let is_free = place >> 48 != mark >> 48;
-                // Whether a word is new cannot be foretold, so both cases go the same way.
-                let place = if is_free {
-                    tagged | self.distinct as u64
-                } else {
-                    place
-                };
-                let number = place as u32;
-                let mut known = self.words[number as usize];
-                if is_free {
-                    known.key = key;
-                    known.start = u64::from(word.start);
-                }
-                let mut same = known.key == key && place >> 32 == tagged >> 32;
-                if word.end - word.start > SHORT as u32 && same && !is_free {
-                    let there = if (number as usize) < firsts {
-                        first
-                    } else {
-                        text
+                let place = &mut places[at];
+                if place.mark != mark {
+                    *place = Place {
+                        key,
+                        number: distinct,
+                        start: word.start,
+                        mark,
+                        side,
                     };
-                    same = there[known.start as usize..].starts_with(word.of(text));
+                    *found = distinct;
+                    distinct += 1;
+                    break;
                 }
-                if same {
-                    self.places[at] = place;
-                    self.words[number as usize] = known;
-                    self.distinct += usize::from(is_free);
-                    numbers.push(number);
+                let of = texts[usize::from(place.number >= firsts) & side as usize];
+                if place.key == key
+                    && (word.end - word.start <= SHORT as u32 || place.is_there(of, word.of(text)))
+                {
+                    *found = place.number;
+                    shared += u32::from(place.side != side);
+                    place.side = side;
                     break;
                 }
                 at = (at + 1) & last;
             }
         }
+        (self.distinct, self.shared) = (distinct, shared);
         numbers
     }
 }
 
-/// What a word is compared by, and its hash. Up to `SHORT` bytes that is the word itself, filled up with
-/// bytes that no text holds; beyond it is a hash and the length.
+impl Place {
+    /// Whether this word of `text` is `word`, both being long and of one length.
+    #[cold]
+    #[inline(never)]
+    fn is_there(&self, text: &str, word: &str) -> bool {
+        text[self.start as usize..].starts_with(word)
+    }
+}
+
+/// What fills a word of so many bytes up to `SHORT`: bytes that no text holds.
+const FILLED: [u128; SHORT + 1] = {
+    let mut filled = [0; SHORT + 1];
+    let mut length = 0;
+    while length < SHORT {
+        filled[length] = u128::MAX << (8 * length);
+        length += 1;
+    }
+    filled
+};
+
+/// What a word is compared by, and its hash. Up to `SHORT` bytes that is the word itself, filled up; beyond
+/// it is a hash and the length.
 #[inline(always)]
 fn key_of(text: &[u8], word: &Word, [seed, other]: [u64; 2]) -> ([u64; 2], u64) {
     let (start, end) = (word.start as usize, word.end as usize);
@@ -128,18 +138,22 @@ fn key_of(text: &[u8], word: &Word, [seed, other]: [u64; 2]) -> ([u64; 2], u64) 
     if length > SHORT {
         return key_of_long(&text[start..end], seed);
     }
-    let filled = u128::MAX.checked_shl(8 * length as u32).unwrap_or(0);
-    let key = match text[start..].first_chunk::<SHORT>() {
-        Some(bytes) => u128::from_le_bytes(*bytes) | filled,
-        None => {
-            let mut bytes = [0; SHORT];
-            bytes[..length].copy_from_slice(&text[start..end]);
-            u128::from_le_bytes(bytes) | filled
-        }
+    let bytes = match text[start..].first_chunk::<SHORT>() {
+        Some(bytes) => u128::from_le_bytes(*bytes),
+        None => near_the_end(&text[start..end]),
     };
+    let key = bytes | FILLED[length];
     let (low, high) = (key as u64, (key >> 64) as u64);
     let product = u128::from(low ^ seed) * u128::from(high ^ other);
     ([low, high], product as u64 ^ (product >> 64) as u64)
+}
+
+#[cold]
+#[inline(never)]
+fn near_the_end(word: &[u8]) -> u128 {
+    let mut bytes = [0; SHORT];
+    bytes[..word.len()].copy_from_slice(word);
+    u128::from_le_bytes(bytes)
 }
 
 #[cold]
@@ -157,30 +171,22 @@ pub struct Interned {
     pub b: Vec<u32>,
     /// Different words of both together; those of `a` come first.
     pub distinct: usize,
-    /// For each different word of `a` whether `b` has it too, and how many it has.
-    in_both: Vec<bool>,
+    pub distinct_a: usize,
     shared: usize,
 }
 
 impl Interned {
     pub fn new(a_text: &str, a: &Words, b_text: &str, b: &Words, table: &mut WordTable) -> Self {
         table.clear(a.words.len() + b.words.len());
-        let a_ids = table.numbers(&a.words, a_text, a_text);
-        let distinct_a = table.distinct;
-        let b_ids = table.numbers(&b.words, b_text, a_text);
-        let distinct = table.distinct;
-        let mut in_both = vec![false; distinct_a];
-        for &id in &b_ids {
-            if let Some(seen) = in_both.get_mut(id as usize) {
-                *seen = true;
-            }
-        }
+        let a_ids = table.numbers(&a.words, [a_text, b_text], 0);
+        let distinct_a = table.distinct as usize;
+        let b_ids = table.numbers(&b.words, [a_text, b_text], 1);
         Self {
             a: a_ids,
             b: b_ids,
-            shared: in_both.iter().filter(|&&both| both).count(),
-            in_both,
-            distinct,
+            distinct: table.distinct as usize,
+            distinct_a,
+            shared: table.shared as usize,
         }
     }
 
@@ -192,40 +198,6 @@ impl Interned {
             self.shared as f64 / self.distinct as f64
         }
     }
-
-    /// Both sides in as few numbers as comparing them needs: 0 for words of `a` alone, 1 for those of `b`
-    /// alone, and from 2 on for shared ones. None where there are `most` numbers or more.
-    pub fn dense(&self, most: usize) -> Option<Dense> {
-        if self.shared + 2 > most.min(1 << 16) {
-            return None;
-        }
-        let mut next = 1;
-        let numbers: Vec<u16> = self
-            .in_both
-            .iter()
-            .map(|&both| {
-                next += u16::from(both);
-                if both { next } else { 0 }
-            })
-            .collect();
-        let number = |&id: &u32| match numbers.get(id as usize) {
-            Some(&number) => number,
-            None => 1,
-        };
-        Some(Dense {
-            a: self.a.iter().map(number).collect(),
-            b: self.b.iter().map(number).collect(),
-            kinds: self.shared + 2,
-        })
-    }
-}
-
-/// See `Interned::dense`.
-#[derive(Debug, Default)]
-pub struct Dense {
-    pub a: Vec<u16>,
-    pub b: Vec<u16>,
-    pub kinds: usize,
 }
 
 #[cfg(test)]
@@ -280,13 +252,7 @@ mod tests {
             prop_assert_eq!(&found.a, &number(&a));
             prop_assert_eq!(&found.b, &number(&b));
             prop_assert_eq!(found.distinct, numbers.len());
-            let dense = found.dense(usize::MAX).unwrap();
-            for (i, x) in found.a.iter().enumerate() {
-                for (j, y) in found.b.iter().enumerate() {
-                    prop_assert_eq!(x == y, dense.a[i] == dense.b[j]);
-                }
-            }
-            prop_assert!(dense.a.iter().chain(&dense.b).all(|&n| usize::from(n) < dense.kinds));
+            prop_assert!(found.a.iter().all(|&id| (id as usize) < found.distinct_a));
         }
 
         #[test]

@@ -3,6 +3,7 @@
 //! *Character* is a Unicode code point. *Word* is what `words::split` makes of a text. Distances are
 //! Levenshtein distances. Nothing here knows of Python.
 
+mod band;
 pub mod batch;
 pub mod bpe;
 mod chars;

@@ -5,11 +5,9 @@ use crate::batch::{self, Pair, Symbols};
 use crate::chars::Characters;
 use crate::cpu::Kernel;
 use crate::diff::Block;
-use crate::group::MAX_KINDS;
-use crate::interned::{Dense, WordTable};
-use crate::levenshtein::{self, MAX_CELLS, common_ends};
+use crate::interned::{Interned, WordTable};
+use crate::levenshtein::{MAX_CELLS, common_ends};
 use crate::pair::{self, Compared, Measures};
-use crate::script;
 use crate::stop::Stop;
 use crate::work::{Lent, each};
 
@@ -70,17 +68,8 @@ impl Batch {
     /// Levenshtein distances over words.
     pub fn levenshtein_words(&self, texts: &[Texts], stop: &Stop) -> Result<Vec<u32>> {
         let compared = self.split(texts, stop)?;
-        let words = Words::new(&compared);
-        let mut found = batch::distances(&words.pairs(), self.kernel, &self.scratch, stop)?;
-        let alone = each(&words.left_out, 1, |&i| {
-            let ids = &compared[i].ids;
-            let single = |single: &mut _| levenshtein::distance(&ids.a, &ids.b, None, single, stop);
-            self.scratch.single.with(single)
-        })?;
-        for (&i, distance) in words.left_out.iter().zip(alone) {
-            found[i] = distance;
-        }
-        Ok(found)
+        let words: Vec<Pair> = compared.iter().map(|pair| words(&pair.ids).1).collect();
+        batch::distances(&words, self.kernel, &self.scratch, stop)
     }
 
     pub fn jaccards(&self, texts: &[Texts], stop: &Stop) -> Result<Vec<f64>> {
@@ -104,23 +93,15 @@ impl Batch {
     /// The pairs with their word scripts.
     fn compare<'t>(&self, texts: &[Texts<'t>], stop: &Stop) -> Result<Vec<Compared<'t>>> {
         let mut compared = self.split(texts, stop)?;
-        let words = Words::new(&compared);
-        let scripts = batch::scripts(&words.pairs(), self.kernel, &self.scratch, stop)?;
-        let alone = each(&words.left_out, 1, |&i| {
-            let ids = &compared[i].ids;
-            let single = |single: &mut _| script::script(&ids.a, &ids.b, single, stop);
-            self.scratch.single.with(single)
-        })?;
-        let prefixes = words.prefixes.iter();
-        for ((pair, mut units), &prefix) in compared.iter_mut().zip(scripts).zip(prefixes) {
+        let (prefixes, words): (Vec<usize>, Vec<Pair>) =
+            compared.iter().map(|pair| words(&pair.ids)).unzip();
+        let scripts = batch::scripts(&words, self.kernel, &self.scratch, stop)?;
+        for ((pair, mut units), prefix) in compared.iter_mut().zip(scripts).zip(prefixes) {
             for unit in &mut units {
-                unit.a += prefix;
-                unit.b += prefix;
+                unit.a += prefix as u32;
+                unit.b += prefix as u32;
             }
             pair.units = units;
-        }
-        for (&i, units) in words.left_out.iter().zip(alone) {
-            compared[i].units = units;
         }
         Ok(compared)
     }
@@ -158,49 +139,22 @@ impl Batch {
     }
 }
 
-/// The words of pairs as numbers for `batch`, without their common ends.
-struct Words {
-    numbers: Vec<Dense>,
-    /// Words at the start that both sides have.
-    prefixes: Vec<u32>,
-    /// Pairs with more words in common than `batch` takes; their numbers are empty.
-    left_out: Vec<usize>,
-}
-
-impl Words {
-    fn new(compared: &[Compared]) -> Self {
-        let mut words = Self {
-            numbers: Vec::with_capacity(compared.len()),
-            prefixes: Vec::with_capacity(compared.len()),
-            left_out: Vec::new(),
-        };
-        for (i, pair) in compared.iter().enumerate() {
-            let (prefix, suffix) = common_ends(&pair.ids.a, &pair.ids.b);
-            words.prefixes.push(prefix as u32);
-            let mut dense = pair.ids.dense(MAX_KINDS).unwrap_or_else(|| {
-                words.left_out.push(i);
-                Dense::default()
-            });
-            for side in [&mut dense.a, &mut dense.b] {
-                side.truncate(side.len().saturating_sub(suffix));
-                side.drain(..prefix.min(side.len()));
-            }
-            words.numbers.push(dense);
-        }
-        words
-    }
-
-    fn pairs(&self) -> Vec<Pair<'_>> {
-        let numbers = self.numbers.iter();
-        numbers
-            .map(|dense| Pair {
-                a: Symbols::Numbers(&dense.a),
-                b: Symbols::Numbers(&dense.b),
-                kinds: dense.kinds,
-                bound: dense.a.len().max(dense.b.len()),
-            })
-            .collect()
-    }
+/// The words of a pair for `batch` without their common ends, and how many were cut off the start.
+fn words(ids: &Interned) -> (usize, Pair<'_>) {
+    let (prefix, suffix) = common_ends(&ids.a, &ids.b);
+    let (a, b) = (
+        &ids.a[prefix..ids.a.len() - suffix],
+        &ids.b[prefix..ids.b.len() - suffix],
+    );
+    // All words of `b` alone are one.
+    let last = ids.distinct_a as u32;
+    let pair = Pair {
+        a: Symbols::Numbers(a, last),
+        b: Symbols::Numbers(b, last),
+        kinds: ids.distinct_a + 1,
+        bound: a.len().max(b.len()),
+    };
+    (prefix, pair)
 }
 
 #[cfg(test)]

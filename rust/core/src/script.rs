@@ -127,7 +127,7 @@ impl Walk<'_> {
 pub fn follow<T: PartialEq>(
     a: &[T],
     b: &[T],
-    vertical: impl Fn(usize, usize) -> Vertical,
+    vertical: impl FnMut(usize, usize) -> Vertical,
 ) -> Vec<Unit> {
     let mut units = Vec::new();
     let (_, mut j) = walk_back(a, b, (a.len(), b.len()), 0, vertical, &mut units);
@@ -142,7 +142,7 @@ fn walk_back<T: PartialEq>(
     b: &[T],
     (mut i, mut j): (usize, usize),
     from: usize,
-    vertical: impl Fn(usize, usize) -> Vertical,
+    mut vertical: impl FnMut(usize, usize) -> Vertical,
     units: &mut Vec<Unit>,
 ) -> (usize, usize) {
     let unit = |op, i, j| Unit {

@@ -168,24 +168,7 @@ impl PyOutcome {
 
     /// Those of `count` rows from `first` on that go: row, kept_row, jaccard, reason.
     fn gone(&self, first: u32, count: u32) -> PyResult<Arro3RecordBatch> {
-        let (mut rows, mut kept) = (UInt32Builder::new(), UInt32Builder::new());
-        let (mut jaccard, mut reasons) = (Float64Builder::new(), StringBuilder::new());
-        for row in first..first.saturating_add(count) {
-            if let Some((stays, near, reason)) = self.outcome.gone(row) {
-                rows.append_value(row);
-                kept.append_value(stays);
-                jaccard.append_value(near);
-                reasons.append_value(reason.name());
-            }
-        }
-        let columns: [(&str, ArrayRef); 4] = [
-            ("row", Arc::new(rows.finish())),
-            ("kept_row", Arc::new(kept.finish())),
-            ("jaccard", Arc::new(jaccard.finish())),
-            ("reason", Arc::new(reasons.finish())),
-        ];
-        let batch = RecordBatch::try_from_iter(columns).map_err(PyArrowError::from)?;
-        Ok(PyRecordBatch::new(batch).into())
+        gone(&self.outcome, first, count)
     }
 
     /// Numbers of rows by what became of them, and what it took.
@@ -202,6 +185,27 @@ impl PyOutcome {
             ("comparisons", o.counts.comparisons),
         ]
     }
+}
+
+fn gone(outcome: &Outcome, first: u32, count: u32) -> PyResult<Arro3RecordBatch> {
+    let (mut rows, mut kept) = (UInt32Builder::new(), UInt32Builder::new());
+    let (mut jaccard, mut reasons) = (Float64Builder::new(), StringBuilder::new());
+    for row in first..first.saturating_add(count) {
+        if let Some((stays, near, reason)) = outcome.gone(row) {
+            rows.append_value(row);
+            kept.append_value(stays);
+            jaccard.append_value(near);
+            reasons.append_value(reason.name());
+        }
+    }
+    let columns: [(&str, ArrayRef); 4] = [
+        ("row", Arc::new(rows.finish())),
+        ("kept_row", Arc::new(kept.finish())),
+        ("jaccard", Arc::new(jaccard.finish())),
+        ("reason", Arc::new(reasons.finish())),
+    ];
+    let batch = RecordBatch::try_from_iter(columns).map_err(PyArrowError::from)?;
+    Ok(PyRecordBatch::new(batch).into())
 }
 
 fn flags(first: u32, count: u32, flag: impl Fn(u32) -> bool) -> Arro3Array {
@@ -224,4 +228,45 @@ pub fn minhash(
         signatures(&column, permutations, shingle, seed, stop)
     })
     .map(Into::into)
+}
+
+/// The rows of a column that go, as `PyOutcome::gone` gives them.
+#[pyfunction]
+#[pyo3(signature = (texts, threshold, shingle, exact, keep, seed, memory))]
+#[expect(clippy::too_many_arguments)]
+pub fn near_duplicates(
+    py: Python<'_>,
+    texts: Column,
+    threshold: f64,
+    shingle: usize,
+    exact: bool,
+    keep: &str,
+    seed: u64,
+    memory: usize,
+) -> PyResult<Arro3RecordBatch> {
+    let texts = texts.named("texts")?;
+    let settings = Settings {
+        threshold: (!exact).then_some(threshold),
+        shingle,
+        keep: keep_of(keep)?,
+        seed,
+        memory,
+    };
+    let count = u32::try_from(texts.len())
+        .ok()
+        .filter(|&count| count < u32::MAX)
+        .ok_or_else(|| PyValueError::new_err("`texts` has 2**32 - 1 rows or more"))?;
+    let outcome = run(py, |stop| {
+        let mut dedup = Dedup::new(settings)?;
+        let rows: Vec<u32> = (0..count).collect();
+        let batch = Batch {
+            rows: &rows,
+            texts: &texts,
+            keys: None,
+            rest: &[],
+        };
+        dedup.add(&batch, stop)?;
+        dedup.finish(count, stop)
+    })?;
+    gone(&outcome, 0, count)
 }

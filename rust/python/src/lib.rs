@@ -134,6 +134,7 @@ fn _core(m: &Bound<'_, PyModule>) -> PyResult<()> {
     m.add_function(wrap_pyfunction!(kernel, m)?)?;
     m.add_class::<ngrams::NgramIndex>()?;
     m.add_function(wrap_pyfunction!(dedup::minhash, m)?)?;
+    m.add_function(wrap_pyfunction!(dedup::near_duplicates, m)?)?;
     m.add_class::<dedup::PyDedup>()?;
     parquet::register(m)?;
     tally::register(m)

@@ -63,7 +63,7 @@ impl ParquetFile {
     }
 
     /// The pairs in two columns of answers; none where a column is of a type that is not read here.
-    #[pyo3(signature = (chosen, rejected, *, transcript, flags=None, method=None, usage=None, rows=1024, bytes=4 << 20))]
+    #[pyo3(signature = (chosen, rejected, *, transcript, flags=None, method=None, usage=None, rows=1024, bytes=2 << 20))]
     #[allow(clippy::too_many_arguments)]
     fn pairs(
         &self,

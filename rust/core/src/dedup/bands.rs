@@ -1,7 +1,7 @@
 //! Which minima together make one band, and how likely two texts are to meet in one.
 
 /// Minima of one signature.
-pub const MINIMA: usize = 256;
+pub const MINIMA: usize = 128;
 /// The share of pairs at the threshold that must become candidates.
 pub const RECALL: f64 = 0.99;
 /// More rows in a band would only lose pairs: chance meetings are rare enough.
@@ -51,24 +51,24 @@ mod tests {
     #[test]
     fn splits_for_thresholds() {
         let split = |t| Bands::for_threshold(t).map(|b| (b.bands, b.rows));
-        assert_eq!(split(0.8), Some((32, 8)));
-        assert_eq!(split(0.7), Some((42, 6)));
-        assert_eq!(split(0.5), Some((85, 3)));
-        assert_eq!(split(0.9), Some((18, 14)));
-        assert_eq!(split(1.0), Some((8, 32)));
-        assert_eq!(split(0.1), Some((256, 1)));
+        assert_eq!(split(0.8), Some((21, 6)));
+        assert_eq!(split(0.7), Some((32, 4)));
+        assert_eq!(split(0.5), Some((42, 3)));
+        assert_eq!(split(0.9), Some((12, 10)));
+        assert_eq!(split(1.0), Some((4, 32)));
+        assert_eq!(split(0.1), Some((128, 1)));
         assert_eq!(split(0.01), None);
         for t in 10..=100 {
             let t = f64::from(t) / 100.0;
             assert!(Bands::for_threshold(t).unwrap().recall(t) >= RECALL, "{t}");
         }
-        assert!((Bands { bands: 32, rows: 8 }.recall(0.8) - 0.997).abs() < 1e-3);
+        assert!((Bands { bands: 21, rows: 6 }.recall(0.8) - 0.998).abs() < 1e-3);
     }
 
     #[test]
     fn a_key_hangs_on_its_band_alone() {
         let mut minima = [7; MINIMA];
-        let split = Bands { bands: 32, rows: 8 };
+        let split = Bands { bands: 21, rows: 6 };
         let keys = |minima: &[u32; MINIMA]| {
             let mut keys = Vec::new();
             split.keys(minima, &mut keys);
@@ -77,12 +77,12 @@ mod tests {
         let before = keys(&minima);
         minima[9] = 8;
         let after = keys(&minima);
-        assert_eq!(before.len(), 32);
-        let changed: Vec<usize> = (0..32).filter(|&i| before[i] != after[i]).collect();
+        assert_eq!(before.len(), 21);
+        let changed: Vec<usize> = (0..21).filter(|&i| before[i] != after[i]).collect();
         assert_eq!(changed, [1]);
         let mut sorted = before;
         sorted.sort_unstable();
         sorted.dedup();
-        assert_eq!(sorted.len(), 32);
+        assert_eq!(sorted.len(), 21);
     }
 }

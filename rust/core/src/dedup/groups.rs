@@ -60,14 +60,6 @@ impl Firsts {
         self.row.len()
     }
 
-    /// Where a group's text lies.
-    pub fn text(&self, group: u32) -> usize {
-        match &self.order {
-            Some(places) => places[group as usize].text as usize,
-            None => group as usize,
-        }
-    }
-
     pub fn shrink(&mut self) {
         self.group_of_row.shrink_to_fit();
         self.row.shrink_to_fit();

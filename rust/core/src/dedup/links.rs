@@ -12,8 +12,8 @@ pub struct Links {
     pub groups: Vec<u32>,
     /// For each of these the numbers of its buckets.
     buckets: Records,
-    /// Number of buckets.
-    pub count: u32,
+    /// For each bucket how many groups are in it.
+    pub sizes: Vec<u32>,
     bytes: Vec<u8>,
 }
 
@@ -32,7 +32,7 @@ impl Links {
 /// Buckets are numbered in the order of their keys, so the numbers hang on the texts alone.
 pub fn collect(keys: Grouped, groups: usize, memory: usize, stop: &Stop) -> Result<Links> {
     let mut by_group = Grouped::new(memory / 6, groups as u64);
-    let mut count = 0_u32;
+    let mut sizes = Vec::new();
     let mut seen = Seen::default();
     keys.each_part(|entries| {
         stop.check()?;
@@ -42,20 +42,21 @@ pub fn collect(keys: Grouped, groups: usize, memory: usize, stop: &Stop) -> Resu
             if bucket.len() < 2 {
                 continue;
             }
-            for entry in bucket {
-                by_group.push(u64::from(entry.value), count)?;
-            }
-            count += 1;
-            if count == NONE {
+            let number = sizes.len() as u32;
+            if number == NONE {
                 return Err(Error::Setting("too many rows for one run".to_owned()));
             }
+            for entry in bucket {
+                by_group.push(u64::from(entry.value), number)?;
+            }
+            sizes.push(bucket.len() as u32);
         }
         Ok(())
     })?;
     let mut links = Links {
         groups: Vec::new(),
         buckets: Records::new(memory / 3),
-        count,
+        sizes,
         bytes: Vec::new(),
     };
     let mut record = Vec::new();

@@ -1,10 +1,11 @@
 //! Exact and near duplicates of texts, in bounded memory.
 //!
 //! Rows come in batches (`Dedup::add`). Equal texts (`normal`) are one group from then on, of which the
-//! first row in the order of the keep rule speaks for all. Of each group the text is put aside (`spill`)
-//! and one key for each band of its MinHash (`shingles`, `minhash`, `bands`). `Dedup::finish` collects
-//! the groups that share a key (`links`), and visits them in the order of the keep rule (`order`,
-//! `visit`): a group goes if the exact Jaccard similarity with one that stays is at least the threshold.
+//! first row in the order of the keep rule speaks for all. Of each group the hashes of its shingles are put
+//! aside (`spill`), the text too where it decides the order, and one key for each band of its MinHash
+//! (`shingles`, `minhash`, `bands`). `Dedup::finish` collects the groups that share a key (`links`), and
+//! visits them in the order of the keep rule (`order`, `visit`): a group goes if the exact Jaccard
+//! similarity with one that stays is at least the threshold. A text of nothing but white space is none.
 //!
 //! Memory: about 50 bytes a row with `Keep::First`, 80 with the others, some 10 more for each bucket that a
 //! text shares with another, and beyond that what `Settings::memory` says.
@@ -16,12 +17,14 @@ pub mod minhash;
 pub mod normal;
 mod order;
 mod outcome;
+mod rare;
 pub mod shingles;
 mod signatures;
 mod sketch;
 mod spill;
 mod visit;
 
+use arrow_buffer::ToByteSlice;
 use rayon::prelude::*;
 
 use crate::columns::TextColumn;
@@ -38,6 +41,8 @@ pub use signatures::signatures;
 
 /// Rows that one task takes.
 const ROWS_AT_ONCE: usize = 32;
+/// Bytes of texts whose shingles are held until they are put aside.
+const BYTES_AT_ONCE: usize = 4 << 20;
 /// The lowest threshold for which near duplicates can be found.
 pub const LOWEST_THRESHOLD: f64 = 0.1;
 
@@ -82,7 +87,10 @@ pub struct Dedup {
     bands: Option<Bands>,
     sketcher: Sketcher,
     groups: Groups,
+    /// Texts where the order hangs on them.
     texts: Records,
+    /// For each group the hashes of its shingles, as often as each occurs.
+    shingles: Records,
     keys: Grouped,
 }
 
@@ -90,8 +98,18 @@ pub struct Dedup {
 struct Sketch {
     hash: u128,
     row: Row,
-    /// Whether the band keys were made: not where the text was known before.
+    /// Whether keys and shingles were made: not where the text was known before.
     new: bool,
+    /// How many shingles.
+    shingles: usize,
+}
+
+/// What is worked out for several rows: their keys and shingles one after the other.
+#[derive(Default)]
+struct Sketches {
+    rows: Vec<Option<Sketch>>,
+    keys: Vec<u64>,
+    shingles: Vec<u64>,
 }
 
 impl Dedup {
@@ -109,11 +127,15 @@ impl Dedup {
             return Err(Error::Setting("a shingle has at least one word".to_owned()));
         }
         let sketcher = Sketcher::new(settings.shingle, bands::MINIMA, settings.seed)?;
+        let ordered = settings.keep != Keep::First;
+        // What is in memory all the time may take a third of it.
+        let share = settings.memory / if ordered { 6 } else { 3 };
         Ok(Self {
             bands,
             sketcher,
-            groups: Groups::new(settings.keep != Keep::First),
-            texts: Records::new(settings.memory / 3),
+            groups: Groups::new(ordered),
+            texts: Records::new(share),
+            shingles: Records::new(share),
             // Buffers of parts are up to twice as large as what they hold.
             keys: Grouped::new(settings.memory / 6, u64::MAX),
             settings,
@@ -144,33 +166,55 @@ impl Dedup {
                 "keys are for the rule of the lowest key, and needed there".to_owned(),
             ));
         }
-        let tasks: Vec<usize> = (0..count).step_by(ROWS_AT_ONCE).collect();
-        let sketched: Vec<(Vec<Option<Sketch>>, Vec<u64>)> = tasks
+        let mut from = 0;
+        while from < count {
+            let mut to = from;
+            let mut bytes = 0;
+            while to < count && bytes < BYTES_AT_ONCE {
+                bytes += batch.texts.get(to).map_or(0, str::len) + 1;
+                to += 1;
+            }
+            self.add_rows(batch, from, to, stop)?;
+            from = to;
+        }
+        Ok(())
+    }
+
+    /// Adds the rows from place `from` of the batch to before place `to`.
+    fn add_rows(&mut self, batch: &Batch, from: usize, to: usize, stop: &Stop) -> Result<()> {
+        let tasks: Vec<usize> = (from..to).step_by(ROWS_AT_ONCE).collect();
+        let sketched: Vec<Sketches> = tasks
             .into_par_iter()
             .map_init(Scratch::default, |scratch, from| {
-                let mut keys = Vec::new();
-                let sketches = (from..count.min(from + ROWS_AT_ONCE))
-                    .map(|i| {
-                        stop.check()?;
-                        self.sketch(batch, i, scratch, &mut keys)
-                    })
-                    .collect::<Result<_>>()?;
-                Ok((sketches, keys))
+                let mut found = Sketches::default();
+                for i in from..to.min(from + ROWS_AT_ONCE) {
+                    stop.check()?;
+                    let sketch = self.sketch(batch, i, scratch, &mut found)?;
+                    found.rows.push(sketch);
+                }
+                Ok(found)
             })
             .collect::<Result<_>>()?;
-        let per_text = self.bands.map_or(1, |bands| bands.bands);
-        let mut i = 0;
-        for (sketches, keys) in sketched {
-            let mut keys = keys.chunks_exact(per_text);
-            for sketch in sketches {
+        let per_text = self.bands.map_or(0, |bands| bands.bands);
+        let mut i = from;
+        for Sketches {
+            rows,
+            keys,
+            shingles,
+        } in sketched
+        {
+            let (mut keys, mut shingles) = (&keys[..], &shingles[..]);
+            for sketch in rows {
                 let (row, text) = (batch.rows[i], batch.texts.get(i));
                 i += 1;
                 let (Some(sketch), Some(text)) = (sketch, text) else {
                     continue;
                 };
                 stop.check()?;
-                let keys = if sketch.new { keys.next() } else { None };
-                self.enter(row, text, &sketch, keys)?;
+                let (own_keys, other_keys) = keys.split_at(if sketch.new { per_text } else { 0 });
+                let (own_shingles, other_shingles) = shingles.split_at(sketch.shingles);
+                (keys, shingles) = (other_keys, other_shingles);
+                self.enter(row, text, &sketch, own_keys, own_shingles)?;
             }
         }
         Ok(())
@@ -181,7 +225,7 @@ impl Dedup {
         batch: &Batch,
         i: usize,
         scratch: &mut Scratch,
-        keys: &mut Vec<u64>,
+        found: &mut Sketches,
     ) -> Result<Option<Sketch>> {
         let Some(text) = batch.texts.get(i) else {
             return Ok(None);
@@ -189,10 +233,16 @@ impl Dedup {
         if u32::try_from(text.len()).is_err() {
             return Err(Error::TooLong { bytes: text.len() });
         }
-        let hash = self.sketcher.text(text, scratch);
+        let Some(hash) = self.sketcher.text(text, scratch) else {
+            return Ok(None);
+        };
         let new = self.bands.is_some() && self.groups.find(hash).is_none();
+        let mut shingles = 0;
         if let (true, Some(bands)) = (new, self.bands) {
-            bands.keys(self.sketcher.minima(scratch), keys);
+            let (minima, hashes) = self.sketcher.minima(scratch);
+            bands.keys(minima, &mut found.keys);
+            found.shingles.extend_from_slice(hashes);
+            shingles = hashes.len();
         }
         let row = match self.settings.keep {
             Keep::First => Row::default(),
@@ -209,21 +259,37 @@ impl Dedup {
                 }
             }
         };
-        Ok(Some(Sketch { hash, row, new }))
+        Ok(Some(Sketch {
+            hash,
+            row,
+            new,
+            shingles,
+        }))
     }
 
-    fn enter(&mut self, row: u32, text: &str, sketch: &Sketch, keys: Option<&[u64]>) -> Result<()> {
+    fn enter(
+        &mut self,
+        row: u32,
+        text: &str,
+        sketch: &Sketch,
+        keys: &[u64],
+        shingles: &[u64],
+    ) -> Result<()> {
         let known = self.groups.find(sketch.hash);
         let group = self
             .groups
             .enter(row, text, sketch.hash, &sketch.row, &mut self.texts)?;
-        if known.is_none() && (self.bands.is_some() || self.settings.keep != Keep::First) {
+        if known.is_some() {
+            return Ok(());
+        }
+        if self.settings.keep != Keep::First {
             self.texts.push(text.as_bytes())?;
         }
-        if let (None, Some(keys)) = (known, keys) {
-            for &key in keys {
-                self.keys.push(key, group)?;
-            }
+        if self.bands.is_some() {
+            self.shingles.push(shingles.to_byte_slice())?;
+        }
+        for &key in keys {
+            self.keys.push(key, group)?;
         }
         Ok(())
     }
@@ -249,16 +315,10 @@ impl Dedup {
         let memory = self.settings.memory;
         let mut links = links::collect(self.keys, firsts.len(), memory, stop)?;
         let order = order::visiting_order(&links.groups, &firsts, &mut texts, memory / 3, stop)?;
+        drop(texts);
         firsts.shrink();
-        let mut visit = visit::Visit::new(
-            &self.sketcher,
-            threshold,
-            &firsts,
-            &mut texts,
-            &mut links,
-            memory / 3,
-            most,
-        );
+        let mut shingles = self.shingles;
+        let mut visit = visit::Visit::new(threshold, &mut shingles, &mut links, memory / 3, most);
         let gone = visit.run(&order, stop)?;
         let counts = visit.counts();
         Ok(Outcome::new(firsts, rows, gone, counts))

@@ -76,6 +76,28 @@ fn lower_ascii(b: u8) -> u8 {
 }
 
 /// One bit for each of the flags, which are 0 or 1.
+#[cfg(target_arch = "x86_64")]
+#[inline]
+pub fn bits(flags: &[u8; BLOCK]) -> u64 {
+    use std::arch::x86_64::{_mm_movemask_epi8, _mm_set_epi64x, _mm_slli_epi16};
+    let (eights, _) = flags.as_chunks::<8>();
+    let mut bits = 0;
+    for i in 0..BLOCK / 16 {
+        let half = |at: usize| i64::from_le_bytes(eights[at]);
+        // SAFETY: SSE2 is part of every x86-64. Each flag moves to the upper bit of its byte.
+        let mask = unsafe {
+            _mm_movemask_epi8(_mm_slli_epi16::<7>(_mm_set_epi64x(
+                half(2 * i + 1),
+                half(2 * i),
+            )))
+        };
+        bits |= u64::from(mask as u32) << (16 * i);
+    }
+    bits
+}
+
+/// One bit for each of the flags, which are 0 or 1.
+#[cfg(not(target_arch = "x86_64"))]
 #[inline]
 pub fn bits(flags: &[u8; BLOCK]) -> u64 {
     let (eights, _) = flags.as_chunks::<8>();

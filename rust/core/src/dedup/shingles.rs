@@ -19,9 +19,46 @@ pub struct Shingler {
 /// Buffers for the words of one text.
 #[derive(Debug, Default)]
 pub struct Scratch {
-    starts: Vec<u32>,
-    ends: Vec<u32>,
+    starts: Places,
+    ends: Places,
     words: Vec<u64>,
+}
+
+/// Ascending places in a text, taken from the bits of a block at a time.
+#[derive(Debug, Default)]
+struct Places {
+    /// Beyond `count` is room.
+    places: Vec<u32>,
+    count: usize,
+}
+
+impl Places {
+    fn all(&self) -> &[u32] {
+        &self.places[..self.count]
+    }
+
+    /// Appends the places of the bits that are set. Eight are written whether there are so many or not, for
+    /// their number cannot be foretold.
+    #[inline]
+    fn push(&mut self, at: u32, mut bits: u64) {
+        if self.places.len() < self.count + BLOCK {
+            self.places.resize(2 * self.count + BLOCK, 0);
+        }
+        let mut left = bits.count_ones() as usize;
+        let mut to = self.count;
+        self.count += left;
+        loop {
+            for place in &mut self.places[to..to + 8] {
+                *place = at.wrapping_add(bits.trailing_zeros());
+                bits &= bits.wrapping_sub(1);
+            }
+            if left <= 8 {
+                break;
+            }
+            left -= 8;
+            to += 8;
+        }
+    }
 }
 
 impl Shingler {
@@ -52,31 +89,24 @@ impl Shingler {
         for &word in first {
             rolling = rolling.wrapping_mul(STEP).wrapping_add(word);
         }
-        out.reserve(rest.len() + 1);
-        out.push(finish(rolling));
-        for (&enters, &leaves) in rest.iter().zip(words) {
-            rolling = rolling
-                .wrapping_mul(STEP)
-                .wrapping_add(enters)
-                .wrapping_sub(leaves.wrapping_mul(self.leaving));
-            out.push(finish(rolling));
+        let from = out.len();
+        out.push(rolling);
+        // What does not hang on the word before is left out of this loop, which is one long chain.
+        out.extend(rest.iter().zip(words).map(|(&enters, &leaves)| {
+            let change = enters.wrapping_sub(leaves.wrapping_mul(self.leaving));
+            rolling = rolling.wrapping_mul(STEP).wrapping_add(change);
+            rolling
+        }));
+        for hash in &mut out[from..] {
+            *hash = finish(*hash);
         }
-    }
-
-    /// The set of a text's shingles, sorted.
-    pub fn set(&self, text: &Normal, scratch: &mut Scratch) -> Vec<u64> {
-        let mut set = Vec::new();
-        self.hashes(text, scratch, &mut set);
-        set.sort_unstable();
-        set.dedup();
-        set
     }
 
     /// Hashes each word.
     fn words(&self, text: &Normal, scratch: &mut Scratch) {
         bounds(text, scratch);
         let padded = text.padded();
-        let bounds = scratch.starts.iter().zip(&scratch.ends);
+        let bounds = scratch.starts.all().iter().zip(scratch.ends.all());
         scratch.words.clear();
         scratch
             .words
@@ -118,8 +148,8 @@ struct Kinds {
 /// Finds where words begin and end. A text's words are those of its normal form.
 fn bounds(text: &Normal, scratch: &mut Scratch) {
     let (starts, ends) = (&mut scratch.starts, &mut scratch.ends);
-    starts.clear();
-    ends.clear();
+    starts.count = 0;
+    ends.count = 0;
     let len = text.bytes().len();
     let mut open = Open::default();
     let mut before = Kinds::default();
@@ -134,16 +164,10 @@ fn bounds(text: &Normal, scratch: &mut Scratch) {
             any_kinds(&text.bytes()[at..], &mut open)
         };
         let run_before = kinds.run << 1 | before.run >> 63;
-        let mut start = kinds.run & !run_before | kinds.first;
-        let mut end = run_before & !kinds.run | kinds.last << 1 | before.last >> 63;
-        while start != 0 {
-            starts.push(at as u32 + start.trailing_zeros());
-            start &= start - 1;
-        }
-        while end != 0 {
-            ends.push(at as u32 + end.trailing_zeros());
-            end &= end - 1;
-        }
+        let start = kinds.run & !run_before | kinds.first;
+        let end = run_before & !kinds.run | kinds.last << 1 | before.last >> 63;
+        starts.push(at as u32, start);
+        ends.push(at as u32, end);
         before = kinds;
     }
 }
@@ -258,7 +282,11 @@ mod tests {
     fn set(text: &str, size: usize) -> Vec<u64> {
         let mut normal = Normal::default();
         normal.set(text);
-        Shingler::new(size, 7).set(&normal, &mut Scratch::default())
+        let mut set = Vec::new();
+        Shingler::new(size, 7).hashes(&normal, &mut Scratch::default(), &mut set);
+        set.sort_unstable();
+        set.dedup();
+        set
     }
 
     /// The plain twin: the shingles themselves.

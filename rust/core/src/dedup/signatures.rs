@@ -41,7 +41,7 @@ pub fn signatures(
             stop.check()?;
             if let Some(text) = column.get(row) {
                 sketcher.text(text, scratch);
-                out.copy_from_slice(sketcher.minima(scratch));
+                out.copy_from_slice(sketcher.minima(scratch).0);
             }
             Ok::<_, Error>(())
         })?;

@@ -1,4 +1,4 @@
-//! From a text to its minima and to its set of shingles.
+//! From a text to its minima and to the hashes of its shingles.
 
 use super::minhash::MinHash;
 use super::normal::Normal;
@@ -32,25 +32,19 @@ impl Sketcher {
         })
     }
 
-    /// Takes a text, and gives the hash that equal texts share.
-    pub fn text(&self, text: &str, scratch: &mut Scratch) -> u128 {
+    /// Takes a text, and gives the hash that equal texts share: none where it has no words.
+    pub fn text(&self, text: &str, scratch: &mut Scratch) -> Option<u128> {
         scratch.normal.set(text);
-        scratch.normal.hash()
+        (!scratch.normal.bytes().is_empty()).then(|| scratch.normal.hash())
     }
 
-    /// The minima of the text taken last.
-    pub fn minima<'s>(&self, scratch: &'s mut Scratch) -> &'s [u32] {
+    /// The minima of the text taken last, and the hashes of its shingles, as often as each occurs.
+    pub fn minima<'s>(&self, scratch: &'s mut Scratch) -> (&'s [u32], &'s [u64]) {
         scratch.hashes.clear();
         self.shingler
             .hashes(&scratch.normal, &mut scratch.words, &mut scratch.hashes);
         self.minhash
             .minima(&scratch.hashes, &mut scratch.halves, &mut scratch.minima);
-        &scratch.minima
-    }
-
-    /// The sorted set of shingles of a text.
-    pub fn set(&self, text: &str, scratch: &mut Scratch) -> Vec<u64> {
-        scratch.normal.set(text);
-        self.shingler.set(&scratch.normal, &mut scratch.words)
+        (&scratch.minima, &scratch.hashes)
     }
 }

@@ -4,19 +4,21 @@
 //! them come first: a text that many others resemble a little shares full buckets with all of these, and
 //! sparse ones only with its true copies. How many candidates are looked at is bounded, so that a million
 //! texts of one template take time in proportion; the bound cannot be met below some four thousand
-//! different texts, and what it leaves undecided is counted.
+//! different texts, and what it leaves undecided is counted. Where it may be met, those that share rare
+//! shingles (`rare`) are looked at too.
 
 use hashbrown::HashMap;
 
-use super::groups::{Firsts, NONE};
+use super::groups::NONE;
 use super::links::Links;
 use super::outcome::Gone;
-use super::sketch::{Scratch, Sketcher};
+use super::rare::Rare;
 use super::spill::Records;
 use crate::Result;
 use crate::stop::Stop;
 
-/// Candidates of a text that are looked at in any case, and what all texts together may have beyond.
+/// Candidates of a text that are looked at in any case, and what all texts together may have beyond. A text
+/// that has still more is compared with the former number: with more of a crowd little is found.
 const CANDIDATES: usize = 256;
 const CANDIDATES_TOGETHER: usize = 1 << 24;
 /// Entries of buckets that are looked at for each candidate that is allowed.
@@ -53,6 +55,7 @@ struct Link {
 
 pub struct Visit<'a> {
     sets: Sets<'a>,
+    rare: Rare,
     threshold: f64,
     links: &'a mut Links,
     buckets: Vec<Bucket>,
@@ -65,10 +68,8 @@ pub struct Visit<'a> {
 
 impl<'a> Visit<'a> {
     pub fn new(
-        sketcher: &'a Sketcher,
         threshold: f64,
-        firsts: &'a Firsts,
-        texts: &'a mut Records,
+        shingles: &'a mut Records,
         links: &'a mut Links,
         memory: usize,
         most: usize,
@@ -78,9 +79,10 @@ impl<'a> Visit<'a> {
             count: 0,
         };
         Self {
-            sets: Sets::new(sketcher, firsts, texts, memory),
+            sets: Sets::new(shingles, memory),
+            rare: Rare::new(memory),
             threshold,
-            buckets: vec![empty; links.count as usize],
+            buckets: vec![empty; links.sizes.len()],
             chain: Vec::new(),
             found_by: vec![NONE; links.groups.len()],
             most,
@@ -105,10 +107,29 @@ impl<'a> Visit<'a> {
             let all = self.candidates(visit as u32, &mut buckets, &mut candidates);
             let group_at = |visited: u32| self.links.groups[order[visited as usize] as usize];
             let mut nearest: Option<(u32, f64)> = None;
-            if !candidates.is_empty() {
+            // Only then some of them may be left out.
+            let met = buckets
+                .iter()
+                .map(|&b| self.links.sizes[b as usize] as usize);
+            let crowd = met.sum::<usize>() > self.most;
+            if crowd || !candidates.is_empty() {
+                let set = self.sets.own(group)?;
+                if !all {
+                    candidates.truncate(CANDIDATES);
+                }
+                if crowd {
+                    let most = self.most.min(CANDIDATES) / 2;
+                    let others = candidates.len();
+                    self.rare.candidates(&set, most, &mut candidates);
+                    if !all {
+                        // Those of sparse buckets came first; what is rare is a better sign than full ones.
+                        let rare = candidates.len() - others;
+                        candidates.drain(others.saturating_sub(rare)..others);
+                    }
+                }
                 // Of those equally near the one visited first.
                 candidates.sort_unstable();
-                let set = self.sets.own(group)?;
+                candidates.dedup();
                 for &candidate in &candidates {
                     let other = group_at(candidate);
                     let least = nearest.map_or(self.threshold, |(_, best)| best);
@@ -121,6 +142,9 @@ impl<'a> Visit<'a> {
                     stop.check()?;
                 }
                 if nearest.is_none() {
+                    if crowd {
+                        self.rare.enter(visit as u32, &set);
+                    }
                     self.sets.keep(group, set);
                 }
             }
@@ -184,14 +208,10 @@ impl<'a> Visit<'a> {
     }
 }
 
-/// The sets of shingles of groups, made from their texts when needed; those that stay are remembered
-/// while there is room.
+/// The sets of shingles of groups, sorted when needed; those that stay are remembered while there is room.
 struct Sets<'a> {
-    sketcher: &'a Sketcher,
-    firsts: &'a Firsts,
-    texts: &'a mut Records,
-    scratch: Scratch,
-    text: Vec<u8>,
+    shingles: &'a mut Records,
+    bytes: Vec<u8>,
     /// Two generations: when the young one is full, the old one is forgotten.
     young: HashMap<u32, Box<[u64]>>,
     old: HashMap<u32, Box<[u64]>>,
@@ -203,18 +223,10 @@ struct Sets<'a> {
 const ENTRY_BYTES: usize = 48;
 
 impl<'a> Sets<'a> {
-    fn new(
-        sketcher: &'a Sketcher,
-        firsts: &'a Firsts,
-        texts: &'a mut Records,
-        memory: usize,
-    ) -> Self {
+    fn new(shingles: &'a mut Records, memory: usize) -> Self {
         Self {
-            sketcher,
-            firsts,
-            texts,
-            scratch: Scratch::default(),
-            text: Vec::new(),
+            shingles,
+            bytes: Vec::new(),
             young: HashMap::new(),
             old: HashMap::new(),
             held: 0,
@@ -223,14 +235,13 @@ impl<'a> Sets<'a> {
     }
 
     fn own(&mut self, group: u32) -> Result<Box<[u64]>> {
-        self.text.clear();
-        self.texts.read(self.firsts.text(group), &mut self.text)?;
-        // What was put aside was text.
-        let text = String::from_utf8_lossy(&self.text);
-        Ok(self
-            .sketcher
-            .set(&text, &mut self.scratch)
-            .into_boxed_slice())
+        self.bytes.clear();
+        self.shingles.read(group as usize, &mut self.bytes)?;
+        let (eights, _) = self.bytes.as_chunks::<8>();
+        let mut set: Vec<u64> = eights.iter().map(|&e| u64::from_ne_bytes(e)).collect();
+        set.sort_unstable();
+        set.dedup();
+        Ok(set.into_boxed_slice())
     }
 
     /// The similarity of a set and that of another group, if it is at least `least`.
