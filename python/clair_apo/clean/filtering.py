@@ -50,7 +50,7 @@ def filter_rows(
             writer.write(rows, stays)
             if on_progress is not None:
                 on_progress(str(file), reader.rows_read, reader.total_rows)
-    skipped = {"unreadable": reader.unreadable} if reader.unreadable else {}
+    skipped = _unreadable(reader)
     unmeasured = pairs.skipped() if pairs is not None else {}
     return {
         "file": str(file),
@@ -91,14 +91,16 @@ class PairsOfRows:
         return {**self._pairs.skipped, **_unreadable(self._reader)}
 
 
+def _unreadable(reader: RowReader) -> dict[str, Skipped]:
+    return {"unreadable": reader.unreadable} if reader.unreadable else {}
+
+
 def _lines_pass(reader: RowReader, output: Path) -> bool:
     """Whether lines of JSON are passed on as they stand, so that no other column need be decoded."""
     return files.suffix(output) != ".parquet" and all(".jsonl" in files.suffix(p) for p in reader.paths)
 
 
-def _stays(
-    condition: Condition, rows: RowBatch, pairs: PairsByRow | PairsOfRows | None
-) -> pa.BooleanArray:
+def _stays(condition: Condition, rows: RowBatch, pairs: PairsByRow | PairsOfRows | None) -> pa.BooleanArray:
     """The condition's answers; null where it cannot be told."""
     arrays = [rows.batch.column(name) for name in condition.columns] if condition.columns else []
     names = list(condition.columns)
