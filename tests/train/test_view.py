@@ -72,6 +72,21 @@ def test_plain_lines_where_there_is_no_terminal(capsys: pytest.CaptureFixture[st
     assert sum(line.startswith("held-out pairs after step") for line in lines) == 5
     assert "✓ on held-out pairs, chosen up, rejected down: what apo-zero promises" in lines
     assert lines[-1].startswith("written to trained:")
+    assert "steps      100 of 64 pairs: 0.538 epochs" in lines
+
+
+def test_a_phase_tells_what_it_took_but_not_amid_training(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = iter(range(0, 1000, 5))
+    monkeypatch.setattr("clair_apo.train.view.time.monotonic", lambda: float(next(clock)))
+    shown = View()
+    with shown.bar("reference", "steps") as advance:
+        advance(3, 3)
+    with shown.training(1), shown.bar("held-out pairs", "steps") as advance:
+        advance(2, 2)
+    lines = capsys.readouterr().err.splitlines()
+    assert lines == ["reference 3/3 steps in 10 s"]
 
 
 def test_a_plain_line_comes_every_half_minute(

@@ -12,7 +12,7 @@ from typing import Any
 
 CHOSEN, REJECTED = "logps/chosen_relative", "logps/rejected_relative"
 # Nats an answer. Below this, rounding of sums over hundreds of tokens looks like movement.
-STILL = 0.05
+STILL = 0.1
 # The end of a run is a mean over this share of its steps: one step has few pairs.
 LAST_SHARE = 0.1
 

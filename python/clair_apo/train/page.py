@@ -39,7 +39,7 @@ _TABLE = (
     ("rewards/margins", "margin of rewards", "{:+.4f}"),
     ("rewards/accuracies", "accuracy (chosen has the greater reward)", "{:.1%}"),
     ("loss", "loss", "{:.5f}"),
-    ("kl", "KL from the reference, nats a token", "{:.5f}"),
+    ("kl", "KL from the reference, nats a token", "{:.3g}"),
     ("grad_norm", "gradient norm", "{:.3f}"),
     ("tokens_per_second", "tokens/s", "{:,.0f}"),
     ("pairs_per_second", "pairs/s", "{:,.2f}"),
@@ -146,7 +146,7 @@ def charts(metrics: Sequence[Record], facts: Record) -> list[Chart]:
             fixed=(0.0, 1.0),
         ),
         Chart("Loss", "mean of a step", run.both("loss"), "{:.4f}", rule=start),
-        Chart("KL from the reference", "nats a token, estimate", run.both("kl"), "{:.4f}"),
+        Chart("KL from the reference", "nats a token, estimate", run.both("kl"), "{:.3g}"),
         Chart("Gradient norm", "", [run.curve("grad_norm", "norm", "one")], "{:.3f}", rule=clip),
         Chart("Learning rate", "", [run.curve("learning_rate", "rate", "one")], "{:.3g}"),
         Chart(

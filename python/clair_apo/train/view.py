@@ -75,6 +75,7 @@ class View:
         self._lines: list[Callable[[], Text]] = []
         self._can_rewrite = not quiet and colour_allowed(sys.stderr)
         self._objective = ""
+        self._in_training = False
 
     # --- before and after --------------------------------------------------------------------------
 
@@ -105,7 +106,7 @@ class View:
         grid.add_row("objective", loss)
         pairs = f"{facts['pairs_used']:,} of {facts['rows']:,} rows in {one_line(str(facts['pairs']))}"
         grid.add_row("pairs", Text(pairs) + Text(f"\nleft out: {out}" if out else "", "yellow"))
-        epochs = facts["steps"] * settings["batch_size"] / max(1, facts["pairs_used"])
+        epochs = facts["steps"] / max(1, -(-facts["pairs_used"] // settings["batch_size"]))
         grid.add_row(
             "steps", f"{facts['steps']:,} of {settings['batch_size']:,} pairs: {_compact(epochs)} epochs"
         )
@@ -202,7 +203,7 @@ class View:
         finally:
             self._pop(line)
         seconds = time.monotonic() - begun
-        if seconds > PATIENCE:
+        if seconds > PATIENCE and not self._in_training:
             self.say(f"{label} {_of(*state[0], unit)} in {duration(seconds)}")
 
     @contextlib.contextmanager
@@ -226,9 +227,11 @@ class View:
 
         if self._can_rewrite:
             self._push(curve.line)
+        self._in_training = True
         try:
             yield show
         finally:
+            self._in_training = False
             self._pop(curve.line)
             if not told:
                 self.say(curve.plain())
