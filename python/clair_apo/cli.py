@@ -50,8 +50,8 @@ def _commands() -> dict[str, Command]:
     from clair_apo.clean import command as clean
     from clair_apo.clean import dedup_command
     from clair_apo.report.command import diff_arguments, run_diff, run_stats, stats_arguments
-    from clair_apo.train.options import add_arguments as train_arguments
     from clair_apo.train.advise_command import advise_arguments, run_advise
+    from clair_apo.train.options import add_arguments as train_arguments
 
     def run_build(args: argparse.Namespace) -> int:
         from clair_apo.build.command import run_build

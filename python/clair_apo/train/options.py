@@ -39,6 +39,7 @@ class TrainOptions:
     reference: str = "cached"
     max_length: int = 2048
     max_prompt_length: int | None = None
+    plain_text: bool = False
     batch_size: int = 64
     num_train_epochs: int = 1
     max_steps: int | None = None
@@ -161,6 +162,11 @@ def _what(group: argparse._ArgumentGroup) -> None:
     )
     group.add_argument(
         "--max-prompt-length", type=positive, metavar="N", help="tokens of a prompt, likewise"
+    )
+    group.add_argument(
+        "--plain-text",
+        action="store_true",
+        help="for a model without a chat template: prompt and answer as they are, and its end of text",
     )
 
 

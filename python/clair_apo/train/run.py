@@ -162,6 +162,7 @@ class _Run:
                 max_length=options.max_length,
                 max_prompt_length=options.max_prompt_length,
                 unpaired=objective.unpaired,
+                plain_text=options.plain_text,
                 on_progress=advance,
             )
         for note in found.notes:

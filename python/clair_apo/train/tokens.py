@@ -153,7 +153,7 @@ def _template_of(tokenizer: Any, plain_text: bool) -> Template | PlainText:
     if not tokenizer.chat_template:
         raise ClairError(
             "the model has no chat template, so nothing says how a prompt and an answer look to it: take "
-            "its instruction-tuned version, or put a chat_template.jinja into its folder"
+            "its instruction-tuned version, put a chat_template.jinja into its folder, or give --plain-text"
         )
     return Template(tokenizer)
 
