@@ -248,7 +248,7 @@ class MetricsFile:
         return self
 
     def _mend(self) -> None:
-        if not self._path.exists():
+        if not self._path.is_file():
             return
         found = self._path.read_bytes()
         lines = [line + b"\n" for line in found.split(b"\n")]

@@ -60,7 +60,7 @@ border-radius:0 8px 8px 0}
 .tip{position:absolute;top:34px;pointer-events:none;background:var(--page);border:1px solid var(--grid);
 border-radius:6px;padding:4px 8px;font-size:12px;line-height:1.45;white-space:nowrap;visibility:hidden}
 .at{stroke:var(--muted);stroke-width:1;visibility:hidden}
-.wide{overflow-x:auto}
+.wide{overflow-x:auto} .main .chart{min-width:680px}
 table{border-collapse:collapse;background:var(--surface);border-radius:8px;width:100%}
 td,th{text-align:left;padding:6px 12px;border-bottom:1px solid var(--grid);vertical-align:top}
 td{overflow-wrap:anywhere} th{font-weight:600;color:var(--muted)}
@@ -222,7 +222,7 @@ def page(metrics: Sequence[Record], facts: Record) -> str:
         f'<p class="muted">{_html(objective)}: loss = <code>{_html(formula(facts))}</code>{_html(about)}. '
         f"It promises: {_html(promise(objective).text)}.</p>",
         f'<p class="said" style="--edge:{edge}">{where}: {_html(found.text)}.</p>',
-        figures[0],
+        f'<div class="wide main">{figures[0]}</div>',
         f'<div class="charts">{"".join(figures[1:])}</div>',
         "<h2>First and last</h2>",
         _ends(metrics, found.last_steps),
