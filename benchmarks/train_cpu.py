@@ -52,7 +52,7 @@ class Work:
         return self.steps * self.batch
 
     def pairs(self, rows: int) -> Path:
-        """The first rows that TRL does not truncate beyond recognition: the answers differ."""
+        """The first rows whose answers differ, in a file."""
         import pyarrow.parquet as pq
 
         table = pq.read_table(self.data / "pairs_revision.parquet")
@@ -67,6 +67,7 @@ def trl(work: Work, name: str) -> dict[str, Any]:
     import torch
     import trl
     from datasets import Dataset
+    from transformers import AutoTokenizer
 
     from clair_apo.llm.local import embedded_folder
 
@@ -95,8 +96,17 @@ def trl(work: Work, name: str) -> dict[str, Any]:
         **settings,
     )
     conversations = rows.map(conversational, remove_columns=rows.column_names)
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    if same:
+        # TRL scores the line feed that the template writes behind an answer's end of turn, and we do not.
+        template = tokenizer.chat_template
+        end = "('' if loop.last and message['role'] == 'assistant' else '\n')"
+        tokenizer.chat_template = template.replace("'<|im_end|>' + '\n'", f"'<|im_end|>' + {end}")
+        assert tokenizer.chat_template != template
     start = time.perf_counter()
-    trainer = trl.DPOTrainer(model=model, args=config, train_dataset=conversations)
+    trainer = trl.DPOTrainer(
+        model=model, args=config, train_dataset=conversations, processing_class=tokenizer
+    )
     loaded = time.perf_counter()
     trainer.train()
     seconds = time.perf_counter() - (start if name == "trl-tuned" else loaded)
@@ -116,6 +126,7 @@ def conversational(row: dict[str, Any]) -> dict[str, Any]:
 
 def ours(work: Work, name: str) -> dict[str, Any]:
     from clair_apo import train_model
+    from clair_apo.llm.local import embedded_folder
 
     same = name == "ours-same"
     settings: dict[str, Any] = {}
@@ -123,9 +134,11 @@ def ours(work: Work, name: str) -> dict[str, Any]:
         settings = {"learning_rate": 1e-5, "num_train_epochs": work.steps}
         settings |= {"lr_scheduler_type": "constant"}
     out = work.folder / name
-    os.environ["XDG_CACHE_HOME"] = os.environ.get("XDG_CACHE_HOME", str(Path.home() / ".cache"))
+    model = embedded_folder()
+    # The references of a run before would save us a pass.
+    os.environ["XDG_CACHE_HOME"] = str(work.folder / f"cache of {name}")
     train_model(
-        model="local:smollm2",
+        model=str(model),
         pairs=str(work.pairs(work.batch if same else work.rows)),
         output_dir=str(out),
         batch_size=work.batch,
@@ -150,8 +163,6 @@ def measured(work: Work, name: str) -> dict[str, Any]:
         str(work.folder),
     ]
     command += ["--steps", str(work.steps), "--batch", str(work.batch)]
-    # The references of a run before would save us a pass.
-    os.environ["CLAIR_APO_REFERENCES"] = str(work.folder / "references" / name)
     print(f"{name} …", file=sys.stderr, flush=True)
     done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
     found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])

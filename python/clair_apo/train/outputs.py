@@ -110,7 +110,7 @@ def finish(
             facts.final |= record
         facts.write(folder)
         write_page(folder / "training.html", metrics, asdict(facts))
-        write_card(folder / "README.md", metrics, asdict(facts))
+        write_card(folder / "README.md", metrics, asdict(facts), chat=bool(tokenizer.chat_template))
         view.closing(asdict(facts), metrics)
         if options.push_to_hub:
             push(folder, options.push_to_hub)

@@ -24,7 +24,7 @@ from clair_apo.train.load import (
     with_adapters,
 )
 from clair_apo.train.loop import Data, Loop, Stopped
-from clair_apo.train.metrics import MetricsFile, StepMetrics
+from clair_apo.train.metrics import MetricsFile, StepMetrics, mfu
 from clair_apo.train.objectives import Objective, ObjectiveOptions
 from clair_apo.train.optim import make_optimizer
 from clair_apo.train.options import TrainOptions
@@ -165,8 +165,9 @@ class _Run:
                 plain_text=options.plain_text,
                 on_progress=advance,
             )
-        for note in found.notes:
-            self.view.say(note)
+        if file == options.pairs:
+            for note in found.notes:
+                self.view.say(note)
         return found
 
     def _policy(self, tokenizer: Any, pairs: TokenPairs, longest: int, *, train: bool) -> Policy:
@@ -174,6 +175,7 @@ class _Run:
         model = load_model(options.model, self.dtype)
         if train:
             self.model_hash = weights_hash(model)
+            self.parameters = model.num_parameters()
         check_vocabulary(tokenizer, model.get_output_embeddings().weight.shape[0], pairs)
         shares, why = sharing(model, options, longest, self.processes.device)
         if why is not None and train:
@@ -283,10 +285,14 @@ class _Run:
                     progress = Progress(done, tokens, seconds)
                     logged = done % options.logging_steps == 0 or done == steps
                     if logged:
+                        found = gathered.result(processes.sum)
+                        if self.cuda:
+                            name, rate = facts.hardware, found["tokens_per_second"]
+                            found["mfu"] = mfu(rate, self.parameters, name, processes.count)
                         record = {
                             "step": done,
                             "epoch": done / data.plan.steps_per_epoch,
-                            **gathered.result(processes.sum),
+                            **found,
                             "grad_norm": float(extras["grad_norm"]),
                             "learning_rate": extras["learning_rate"],
                             "num_tokens": tokens,
@@ -303,10 +309,8 @@ class _Run:
                     if (options.save_steps and done % options.save_steps == 0) or done == steps:
                         self.checkpoints.save(progress, loop.policy, loop.optimizer, self._settings(facts))
                         saved = done
-                    if logged:
-                        gathered = (
-                            StepMetrics()
-                        )  # evaluation and saving are no part of the next step's time
+                    if logged:  # anew here: evaluation and saving are no part of the next step's time
+                        gathered = new_metrics()
                     if processes.any(self.stop.asked()):
                         raise Stopped
             except Stopped:
