@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -240,19 +241,14 @@ def test_adapters_start_as_the_reference_and_are_what_is_saved(run: Any, model: 
     assert not torch.equal(trained(ids).logits, base(ids).logits)
 
 
-def test_a_first_loss_that_is_not_what_theory_says_stops_the_run(
-    run: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from clair_apo.train.reference import References
-
-    put = References.put
-
-    def wrong(self: References, pairs: Any, chosen: Any, rejected: Any) -> None:
-        put(self, pairs, chosen + 1, rejected)
-
-    monkeypatch.setattr(References, "put", wrong)
+def test_a_first_loss_that_is_not_what_theory_says_stops_the_run(run: Any, tmp_path: Path) -> None:
+    run("first")
+    (cache,) = (tmp_path / "cache").rglob("*.npy")
+    records = np.load(cache)
+    records["chosen"] += 1  # as if they were another model's
+    np.save(cache, records)
     with pytest.raises(ClairError, match=r"first loss is 1\.02.* and must be 1: .*Nothing was changed"):
-        run("wrong")
+        run("second")
 
 
 def test_numbers_that_are_none_stop_the_run_in_words(run: Any, tmp_path: Path) -> None:

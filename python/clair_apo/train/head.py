@@ -146,13 +146,16 @@ class _Sink:
     ) -> None:
         self._hidden, self._weight = hidden, weight
         self.hidden = torch.empty_like(hidden) if of_hidden else None
-        self.weight = torch.zeros_like(weight) if of_weight else None
+        self._of_weight = of_weight
+        self.weight: Tensor | None = None  # made by the first chunk
         self.bias = torch.zeros_like(bias) if bias is not None and of_weight else None
 
     def add(self, part: slice, logits: Tensor) -> None:
         if self.hidden is not None:
             torch.mm(logits, self._weight, out=self.hidden[part])
-        if self.weight is not None:
+        if self._of_weight and self.weight is None:
+            self.weight = logits.T @ self._hidden[part]
+        elif self.weight is not None:
             self.weight.addmm_(logits.T, self._hidden[part])
         if self.bias is not None:
             self.bias.add_(logits.sum(0))

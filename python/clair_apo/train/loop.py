@@ -84,17 +84,18 @@ class Loop:
 
     # --- references ------------------------------------------------------------------------------
 
-    def find_references(self, data: Data, steps: int, on_progress: OnProgress) -> None:
-        """Computes what is not cached of the pairs of the first `steps` steps, with the policy as it is.
+    def find_references(self, data: Data, first: int, steps: int, on_progress: OnProgress) -> None:
+        """Computes what is not cached of the pairs of the steps `first` to `steps` - 1, with the policy as
+        it is, in the microbatches of the first epoch, so that its numbers are those of training.
 
-        The microbatches are those of the first epoch, so that its numbers are those of training.
+        A new run leaves its first step out: there the policy is the reference still, and says it itself.
         """
         references = data.references
         if references is None:
             return
         last = min(steps, data.plan.steps_per_epoch)
         saved = time.monotonic()
-        for step in data.plan.steps(0, last, self.processes.rank):
+        for step in data.plan.steps(first, last, self.processes.rank):
             # Other processes may hold other pairs, but all take part in gathering weights.
             missing = any(references.missing(m.pairs) for m in step.microbatches)
             if self.processes.any(missing):
@@ -140,6 +141,15 @@ class Loop:
         zero = torch.zeros(len(micro.pairs), dtype=torch.float64, device=device)
         return SequenceLogps(zero, zero)
 
+    def _learnt(
+        self, data: Data, micro: Microbatch, reference: SequenceLogps, policy: SequenceLogps
+    ) -> SequenceLogps:
+        """In the first step: the reference, with what the untrained policy says where it was not known."""
+        whole = _completed(reference, policy)
+        if data.references is not None and data.references.missing(micro.pairs):
+            data.references.put(micro.pairs, whole.chosen.cpu().numpy(), whole.rejected.cpu().numpy())
+        return whole
+
     # --- training --------------------------------------------------------------------------------
 
     def train(
@@ -158,8 +168,11 @@ class Loop:
                 with measured.waiting():
                     batch = self._pack(data, micro)
                 with accumulating(self.module, number == len(step.microbatches) - 1):
-                    self._run(data, micro, batch, facts, scale, measured)
+                    self._run(data, micro, batch, facts, scale, measured, untrained=step.number == 0)
             if step.number == 0:
+                for part in (data, data.mismatched):
+                    if part is not None and part.references is not None:
+                        self._share(part.references)
                 self._check_first_loss(measured)
             norm = torch.nn.utils.clip_grad_norm_(
                 self.policy.parameters(), self.options.max_grad_norm, foreach=None
@@ -187,6 +200,8 @@ class Loop:
         facts: StepFacts,
         scale: float,
         measured: StepMetrics,
+        *,
+        untrained: bool = False,
     ) -> None:
         """One forward pass, and the backward pass if gradients are wanted."""
         device = self.processes.device
@@ -196,9 +211,11 @@ class Loop:
         tokens = torch.tensor(counts, dtype=torch.float64, device=device).T
 
         def losses(chosen: Tensor, rejected: Tensor, part: slice) -> Tensor:
+            own = SequenceLogps(chosen, rejected)
+            known = SequenceLogps(reference.chosen[part], reference.rejected[part])
             each = self.objective.losses(
-                SequenceLogps(chosen, rejected),
-                SequenceLogps(reference.chosen[part], reference.rejected[part]),
+                own,
+                _completed(known, own) if untrained else known,
                 (tokens[0][part], tokens[1][part]),
                 facts,
             )
@@ -208,6 +225,8 @@ class Loop:
         if loss.requires_grad:
             loss.backward()
         policy = SequenceLogps(chosen, rejected)
+        if untrained:
+            reference = self._learnt(data, micro, reference, policy)
         measured.add(
             loss=loss.detach() / self.processes.count,
             policy=policy,
@@ -233,6 +252,8 @@ class Loop:
             batch = self._pack(source, micro)
             _, chosen, rejected = self._scored(self.module, batch)
             reference = self._reference(source, micro, batch)
+            if step.number == 0:
+                reference = self._learnt(source, micro, reference, SequenceLogps(chosen, rejected))
             weights = torch.tensor(micro.weights, dtype=torch.float64, device=self.processes.device)
             ratios = [chosen - reference.chosen, rejected - reference.rejected, torch.ones_like(weights)]
             sums += torch.stack(ratios) @ weights
@@ -268,3 +289,11 @@ class Loop:
                 references.save()
             self.optimizer.zero_grad(set_to_none=True)
             raise Stopped
+
+
+def _completed(reference: SequenceLogps, policy: SequenceLogps) -> SequenceLogps:
+    """What is not known of the reference (NaN), from the policy that is the reference still."""
+    return SequenceLogps(
+        torch.where(reference.chosen.isnan(), policy.chosen.detach(), reference.chosen),
+        torch.where(reference.rejected.isnan(), policy.rejected.detach(), reference.rejected),
+    )

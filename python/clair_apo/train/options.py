@@ -300,7 +300,8 @@ def _held(group: argparse._ArgumentGroup) -> None:
         "--activation-budget",
         type=positive,
         metavar="N",
-        help="tokens whose activations are kept; beyond it layers are run twice (default: one microbatch)",
+        help="tokens whose activations are kept; beyond it layers are run twice (default: one microbatch "
+        "on CUDA, 768 on a CPU)",
     )
     group.add_argument(
         "--attention",

@@ -44,6 +44,9 @@ FREE = {
     *("attention", "no_share", "sharding", "reference"),
     *("model", "pairs"),  # what they hold is compared, not where they lie
 }
+# Tokens whose activations are kept on a CPU, of the 1,024 that a microbatch may have: a quarter of the
+# layers run twice for a full one, which costs 5% of the time and saves a fifth of the memory.
+CPU_ACTIVATIONS = 768
 # Nats a token that two ways of computing the same log-probability may differ by, and how far the first loss
 # may lie from theory.
 TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 0.05}
@@ -118,7 +121,7 @@ class _Run:
             stop=self.stop.asked,
         )
         began = time.monotonic()
-        self._references(loop, data, evaluation, steps)
+        self._references(loop, data, evaluation, 0 if resumed else 1, steps)
         facts.seconds["references"] = time.monotonic() - began
         progress = Progress(0, 0, 0.0)
         if resumed:
@@ -193,7 +196,7 @@ class _Run:
         return self.options.tokens_per_microbatch or (4096 if self.cuda else 1024)
 
     def _activation_budget(self) -> int:
-        return self.options.activation_budget or self._budget()
+        return self.options.activation_budget or (self._budget() if self.cuda else CPU_ACTIVATIONS)
 
     def _data(self, pairs: TokenPairs, policy: Policy, objective: Objective, weights: str | None) -> Data:
         """`weights`: the hash of the reference's, where its log-probabilities are cached."""
@@ -213,16 +216,16 @@ class _Run:
             data.mismatched = Data(other.pairs, data.plan, other.references)
         return data
 
-    def _references(self, loop: Loop, data: Data, evaluation: Data | None, steps: int) -> None:
-        parts = [(data, steps), (data.mismatched, steps)]
+    def _references(self, loop: Loop, data: Data, evaluation: Data | None, first: int, steps: int) -> None:
+        parts = [(data, first, steps), (data.mismatched, first, steps)]
         if evaluation is not None:
             every = evaluation.plan.steps_per_epoch
-            parts += [(evaluation, every), (evaluation.mismatched, every)]
+            parts += [(evaluation, 0, every), (evaluation.mismatched, 0, every)]
         try:
-            for part, wanted in parts:
+            for part, begin, end in parts:
                 if part is not None and part.references is not None:
                     with self.view.bar("reference") as advance:
-                        loop.find_references(part, wanted, advance)
+                        loop.find_references(part, begin, end, advance)
         except Stopped:
             raise self._stopped("in the reference pass; what was computed is kept") from None
 
