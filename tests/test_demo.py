@@ -38,3 +38,22 @@ def test_the_demo_ends_with_pairs_and_their_numbers(tmp_path: Path) -> None:
     assert "levenshtein ratio" in done.stdout  # stats
     assert "edit ratio" in done.stdout  # diff
     assert len(rows(tmp_path / "pairs.parquet")) == summary["kept"]
+    _train_on_them(tmp_path)
+
+
+def _train_on_them(folder: Path) -> None:
+    """The README's next command: a few steps on the demo's pairs, and an answer of what came out."""
+    command = [sys.executable, "-m", "clair_apo.cli", "train", "--model", "local:smollm2", "--quiet"]
+    command += ["--pairs", str(folder / "pairs.parquet"), "--output-dir", str(folder / "trained")]
+    command += ["--batch-size", "4", "--max-steps", "2"]
+    done = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr
+    lines = (folder / "trained" / "metrics.jsonl").read_text().splitlines()
+    first = json.loads(lines[0])
+    assert abs(first["loss"] - 1) < 1e-6
+    from clair_apo.llm.local import LocalModel, LocalRequest
+
+    model = LocalModel(f"local:{folder / 'trained'}")
+    request = LocalRequest([{"role": "user", "content": "What is water?"}], 12, 0.0, 1.0, 0)
+    ((_, reply),) = model.generate([request])
+    assert reply.text.strip()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import math
 import os
@@ -17,11 +18,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+import yaml
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from clair_apo import train_model
 from clair_apo.errors import ClairError, UsageError
+from clair_apo.train.options import TrainOptions, add_arguments
+from conftest import ROOT
 from trl_step import WORDS, tiny_model
 
 FLAGS: dict[str, Any] = {"batch_size": 4, "learning_rate": 1e-3, "tokens_per_microbatch": 60, "quiet": True}
@@ -272,3 +276,64 @@ def test_numbers_that_are_none_stop_the_run_in_words(run: Any, tmp_path: Path) -
 def test_settings_that_cannot_be_meant_are_refused(run: Any, flags: dict[str, Any], said: str) -> None:
     with pytest.raises(UsageError, match=said):
         run("refused", **{"learning_rate": 2e-7, **flags})
+
+
+def test_trackers_get_what_is_logged(run: Any) -> None:
+    folder = run("tracked", report_to="tensorboard", max_steps=2)
+    assert list(folder.rglob("events.out.tfevents*"))
+
+
+def test_memory_that_is_missing_is_said_with_what_to_change(
+    run: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr("clair_apo.train.loop.pack", full)
+    with pytest.raises(ClairError, match=r"out of memory\. Lower --tokens-per-microbatch \(now 60\)"):
+        run("full")
+
+
+def test_the_hub_gets_the_folder_without_checkpoints(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: dict[str, Any] = {}
+
+    class Api:
+        def create_repo(self, repo: str, **settings: Any) -> None:
+            calls["repo"] = (repo, settings["private"])
+
+        def upload_folder(self, **settings: Any) -> None:
+            calls.update(settings)
+
+    monkeypatch.setattr("huggingface_hub.HfApi", Api)
+    folder = run("pushed", max_steps=1, push_to_hub="me/mine")
+    assert calls["repo"] == ("me/mine", True)
+    assert calls["folder_path"] == folder
+    assert "checkpoints/*" in calls["ignore_patterns"]
+
+
+@pytest.mark.parametrize("recipe", sorted(p.name for p in (ROOT / "recipes").glob("*.yaml")))
+def test_recipes_hold_flags_that_go_together(recipe: str, tmp_path: Path) -> None:
+    parser = argparse.ArgumentParser()
+    add_arguments(parser)
+    words = []
+    for name, value in yaml.safe_load((ROOT / "recipes" / recipe).read_text()).items():
+        words += [f"--{name}", str(value)]
+    TrainOptions.of(parser.parse_args([*words, "--pairs", "p.parquet", "--output-dir", str(tmp_path)]))
+
+
+def test_auto_takes_the_objective_that_the_evidence_picks(
+    run: Any, pairs: Path, model: Path, tmp_path: Path
+) -> None:
+    table = pq.read_table(pairs)
+    count = table.num_rows
+    for objective, method in (("apo-zero", "clair"), ("apo-down", "off_policy_judge")):
+        columns = {"method": [method] * count, "rejected_model": [model.name] * count}
+        columns["chosen_model"] = ["a stronger one"] * count
+        if method == "off_policy_judge":
+            columns["rejected_model"] = ["another"] * count
+        path = tmp_path / f"{method}.parquet"
+        pq.write_table(pa.table({**{n: table[n] for n in table.column_names}, **columns}), path)
+        folder = run(method, pairs=str(path), objective="auto", max_steps=1)
+        assert json.loads((folder / "train.json").read_text())["objective"] == objective
+    with pytest.raises(ClairError, match="--objective apo-zero"):
+        run("no evidence", objective="auto")
