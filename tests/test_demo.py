@@ -51,9 +51,10 @@ def _train_on_them(folder: Path) -> None:
     lines = (folder / "trained" / "metrics.jsonl").read_text().splitlines()
     first = json.loads(lines[0])
     assert abs(first["loss"] - 1) < 1e-6
-    from clair_apo.llm.local import LocalModel, LocalRequest
+    from clair_apo.llm.local import LocalModel, LocalReply, LocalRequest
 
     model = LocalModel(f"local:{folder / 'trained'}")
     request = LocalRequest([{"role": "user", "content": "What is water?"}], 12, 0.0, 1.0, 0)
-    ((_, reply),) = model.generate([request])
+    (reply,) = model.generate([request])
+    assert isinstance(reply, LocalReply)
     assert reply.text.strip()

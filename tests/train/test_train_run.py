@@ -337,3 +337,19 @@ def test_auto_takes_the_objective_that_the_evidence_picks(
         assert json.loads((folder / "train.json").read_text())["objective"] == objective
     with pytest.raises(ClairError, match="--objective apo-zero"):
         run("no evidence", objective="auto")
+
+
+def test_adapters_are_taken_off_for_a_live_reference(run: Any) -> None:
+    cached = metrics(run("cached", lora_rank=2, learning_rate=1e-2))
+    live = metrics(run("live", lora_rank=2, learning_rate=1e-2, reference="live"))
+    for a, b in zip(cached, live, strict=True):
+        assert a["rewards/margins"] == pytest.approx(b["rewards/margins"], abs=1e-5)
+    assert abs(live[-1]["rewards/margins"]) > 1e-3
+
+
+def test_bare_bfloat16_trains_at_a_rate_that_moves_it(run: Any) -> None:
+    folder = run("bf16", dtype="bfloat16", num_train_epochs=4)
+    first, *_, last = metrics(folder)
+    assert first["loss"] == pytest.approx(1, abs=1e-6)
+    assert last["logps/rejected_relative"] < 0
+    assert weights(folder)["lm_head.weight"].dtype == torch.bfloat16

@@ -7,6 +7,7 @@ matter.
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -63,7 +64,8 @@ class Data:
 
 
 class Loop:
-    """`module` is `policy` as the processes hold it; `live` the reference model, where it is not cached."""
+    """`module` is `policy` as the processes hold it; `live` the reference, where it is not cached: another
+    model, or with adapters the same one, which they are taken off for."""
 
     def __init__(
         self,
@@ -81,6 +83,7 @@ class Loop:
         self.policy, self.module, self.optimizer = policy, module, optimizer
         self.processes, self.live, self.stop = processes, live, stop
         self.first_loss_tolerance = first_loss_tolerance
+        self.adapters_off = getattr(policy.causal_lm, "disable_adapter", contextlib.nullcontext)
 
     # --- references ------------------------------------------------------------------------------
 
@@ -136,7 +139,8 @@ class Loop:
                 torch.from_numpy(known.rejected[places]).to(device, non_blocking=True),
             )
         if self.live is not None:
-            _, chosen, rejected = self._scored(self.live, batch)
+            with self.adapters_off():
+                _, chosen, rejected = self._scored(self.live, batch)
             return SequenceLogps(chosen, rejected)
         zero = torch.zeros(len(micro.pairs), dtype=torch.float64, device=device)
         return SequenceLogps(zero, zero)

@@ -102,12 +102,13 @@ class _Run:
         if not resumed:
             shortest = found.pairs[int(np.argmin(data.plan.tokens))]
             check_model(policy, shortest, TOLERANCE[self.autocast or self.dtype])
+        module = launch.wrap(policy, options, self.processes)
         live = None
         if wants_reference and cached is None:
-            live = launch.wrap(
-                self._policy(tokenizer, found.pairs, longest, train=False), options, self.processes
-            )
-        module = launch.wrap(policy, options, self.processes)
+            live = module
+            if not options.lora_rank:
+                other = self._policy(tokenizer, found.pairs, longest, train=False)
+                live = launch.wrap(other, options, self.processes)
         optimizer = make_optimizer(policy.parameters(), options)
         loop = Loop(
             options,
