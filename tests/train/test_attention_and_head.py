@@ -205,3 +205,25 @@ def test_a_loss_that_is_scaled_afterwards_is_refused() -> None:
     loss, _, _ = pair_losses(hidden, weight, batch.targets, batch.entries, objective)
     with pytest.raises(RuntimeError):
         (2 * loss).backward()
+
+
+def test_bfloat16_gradients_are_added_within_the_stated_bound() -> None:
+    """docs/training.md: each microbatch rounds the sum once more, by at most 2**-8 of it."""
+    pairs = some_pairs()
+    model = tiny_model("Llama").to(torch.bfloat16)
+    model.set_attn_implementation(attention.PLAIN)
+    policy = Policy(model)
+    one_by_one: dict[str, torch.Tensor] = {}
+    for number, pair in enumerate(pairs):
+        model.zero_grad()
+        policy(pack([pair]), lambda c, r, _, i=number: objective(c, r, slice(i, i + 1)))[0].backward()
+        for name, gradient in gradients(model).items():
+            one_by_one[name] = one_by_one.get(name, 0) + gradient.float()
+    model.zero_grad()
+    for number, pair in enumerate(pairs):
+        policy(pack([pair]), lambda c, r, _, i=number: objective(c, r, slice(i, i + 1)))[0].backward()
+    differences = [
+        float((found.float() - one_by_one[name]).norm() / one_by_one[name].norm())
+        for name, found in gradients(model).items()
+    ]
+    assert 0 < max(differences) <= len(pairs) * 2**-8
