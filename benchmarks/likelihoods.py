@@ -27,9 +27,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("pairs", type=Path)
     parser.add_argument("--output", type=Path, default=ROOT / "docs" / "likelihoods")
-    parser.add_argument("--max-length", type=int, default=400, help="tokens of a pair (%(default)s)")
+    parser.add_argument("--max-length", type=int, default=300, help="tokens of a pair (%(default)s)")
     parser.add_argument("--epochs", type=int, default=2)
-    parser.add_argument("--rate", type=float, default=2e-6)
+    parser.add_argument("--rate", type=float, default=5e-6)
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -42,6 +42,7 @@ def main() -> None:
                 *("--pairs", str(train), "--eval-pairs", str(test), "--output-dir", str(out)),
                 *("--objective", objective, "--max-length", str(args.max_length)),
                 *("--num-train-epochs", str(args.epochs), "--learning-rate", str(args.rate)),
+                *("--eval-steps", "3"),
             )
             metrics = read_metrics(out / "metrics.jsonl")
             facts = json.loads((out / "train.json").read_text("utf-8"))

@@ -53,7 +53,7 @@ def _train_on_them(folder: Path) -> None:
     assert abs(first["loss"] - 1) < 1e-6
     from clair_apo.llm.local import LocalModel, LocalReply, LocalRequest
 
-    model = LocalModel(f"local:{folder / 'trained'}")
+    model = LocalModel(str(folder / "trained"))
     request = LocalRequest([{"role": "user", "content": "What is water?"}], 12, 0.0, 1.0, 0)
     (reply,) = model.generate([request])
     assert isinstance(reply, LocalReply)
