@@ -6,6 +6,7 @@ import argparse
 import json
 import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -353,3 +354,43 @@ def test_bare_bfloat16_trains_at_a_rate_that_moves_it(run: Any) -> None:
     assert first["loss"] == pytest.approx(1, abs=1e-6)
     assert last["logps/rejected_relative"] < 0
     assert weights(folder)["lm_head.weight"].dtype == torch.bfloat16
+
+
+def resumed_from(run: Any, name: str, step: int, **flags: Any) -> Path:
+    """A finished run whose checkpoints after `step` are lost, gone on with."""
+    folder: Path = run(name, save_steps=step, save_total_limit=9, **flags)
+    for path in (folder / "checkpoints").iterdir():
+        if path.name > f"step-{step:08d}":
+            shutil.rmtree(path)
+    run(name, save_steps=step, save_total_limit=9, resume=True, **flags)
+    return folder
+
+
+@pytest.mark.parametrize("reference", ["cached", "live"])
+def test_adapters_go_on_bit_by_bit(run: Any, reference: str) -> None:
+    flags = {"lora_rank": 2, "learning_rate": 1e-2, "reference": reference}
+    whole = load_file(run("whole", **flags) / "adapter_model.safetensors")
+    again = load_file(resumed_from(run, "again", 2, **flags) / "adapter_model.safetensors")
+    assert all(torch.equal(whole[name], again[name]) for name in whole)
+
+
+def test_no_checkpoint_holds_numbers_that_are_none(run: Any, tmp_path: Path) -> None:
+    flags = {"learning_rate": 1e30, "num_train_epochs": 5, "max_grad_norm": 1e30}
+    with pytest.raises(ClairError, match=r"of step [2-9] is (nan|inf)"):
+        run("nan", save_steps=1, logging_steps=1000, **flags)
+
+
+@pytest.mark.parametrize("name", ["__0_0.distcp", ".metadata", "random-0.pt", "state.json"])
+def test_a_damaged_checkpoint_is_named(run: Any, name: str) -> None:
+    folder = run("damaged", save_steps=2)
+    newest = max((folder / "checkpoints").iterdir())
+    (newest / name).write_bytes(b"{}")
+    with pytest.raises(ClairError, match=f"{newest.name}.*(damaged|not of this model)"):
+        run("damaged", save_steps=2, resume=True)
+
+
+def test_a_model_is_not_written_over_by_what_comes_of_it(run: Any, model: Path) -> None:
+    before = (model / "model.safetensors").read_bytes()
+    with pytest.raises(UsageError, match="--output-dir is the folder of --model"):
+        run("over", model=str(model), output_dir=str(model))
+    assert (model / "model.safetensors").read_bytes() == before

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import pickle
 import random
 import re
 import shutil
@@ -21,6 +22,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from torch.distributed import checkpoint as dcp
+from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
     get_model_state_dict,
@@ -87,11 +89,11 @@ class Checkpoints:
                 _sync(self.folder)
                 for old in self.whole()[: -self.limit]:
                     shutil.rmtree(old, ignore_errors=True)
-        except OSError as error:
+        except (OSError, CheckpointException) as error:
             raise ClairError(
                 f"{one_line(str(self.folder))}: the checkpoint of step {progress.step} could not "
                 "be written: "
-                f"{error.strerror or error}. The one before stands; --resume goes on from it."
+                f"{_reason(error)}. One before it stands, if there is any; --resume goes on from it."
             ) from error
         _barrier()
         return final
@@ -129,6 +131,8 @@ def read_state(path: Path) -> dict[str, Any]:
         state: dict[str, Any] = json.loads((path / "state.json").read_text("utf-8"))
     except (OSError, ValueError) as error:
         raise ClairError(f"{one_line(str(path))}: state.json cannot be read: {error}") from error
+    if not isinstance(state, dict) or not {"step", "num_tokens", "seconds", "settings"} <= state.keys():
+        raise ClairError(f"{one_line(str(path))}: state.json is damaged: it lacks what a checkpoint states")
     return state
 
 
@@ -140,12 +144,18 @@ def load(path: Path, model: torch.nn.Module, optimizer: torch.optim.Optimizer) -
         dcp.load(  # type: ignore[attr-defined]
             {"model": weights, "optimizer": moments}, checkpoint_id=path
         )
-    except (OSError, RuntimeError, KeyError, ValueError) as error:
-        raise ClairError(f"{one_line(str(path))}: not a checkpoint of this model: {error}") from error
-    set_state_dict(model, optimizer, model_state_dict=weights, optim_state_dict=moments, options=_OPTIONS)
+    except (OSError, RuntimeError, KeyError, ValueError, AssertionError, CheckpointException) as error:
+        raise ClairError(
+            f"{one_line(str(path))}: damaged, or not of this model: {_reason(error)}. Remove this folder, "
+            "and --resume takes the checkpoint before it."
+        ) from error
+    set_state_dict(model, optimizer, model_state_dict=weights, optim_state_dict=moments, options=_LOADING)
     own = path / f"random-{_rank()}.pt"
     if own.is_file():
-        _set_random_state(torch.load(own, weights_only=False))
+        try:
+            _set_random_state(torch.load(own, weights_only=False))
+        except (OSError, RuntimeError, ValueError, KeyError, EOFError, pickle.UnpicklingError) as error:
+            raise ClairError(f"{one_line(str(own))}: damaged: {one_line(str(error), 200)}") from error
     return Progress(state["step"], state["num_tokens"], state["seconds"])
 
 
@@ -196,6 +206,8 @@ def save_model(policy: Any, tokenizer: Any, folder: Path) -> None:
 
 # Frozen weights come from the base model again.
 _OPTIONS = StateDictOptions(ignore_frozen_params=True)
+# So a state without them is whole: what a checkpoint lacks of the others, dcp.load has found already.
+_LOADING = StateDictOptions(ignore_frozen_params=True, strict=False)
 
 
 def _random_state() -> dict[str, Any]:
@@ -215,6 +227,15 @@ def _set_random_state(state: Mapping[str, Any]) -> None:
     torch.set_rng_state(state["torch"])
     if "cuda" in state and torch.cuda.is_available():
         torch.cuda.set_rng_state(state["cuda"])
+
+
+def _reason(error: BaseException) -> str:
+    """What went wrong, in a line; of PyTorch's exception over all processes (no `Exception`, so nothing
+    else would catch it) what the first of them said."""
+    if isinstance(error, CheckpointException):
+        error = next(iter(error.failures.values()))[0]
+    said = error.strerror if isinstance(error, OSError) else None
+    return one_line(said or str(error), 300)
 
 
 def _write(path: Path, text: str) -> None:

@@ -19,10 +19,12 @@ def run_train(args: argparse.Namespace) -> int:
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     warnings.filterwarnings("ignore", module=r"(torch|transformers|accelerate|peft)\.")
     try:
+        from clair_apo.train.launch import leave
         from clair_apo.train.run import train
     except ImportError as error:
         raise UsageError(f"{error}: pip install 'clair-apo[train]'") from error
     result = train(options)
+    leave()
     if options.json and int(os.environ.get("RANK", "0")) == 0:
         print_json(result)
     return 0

@@ -87,6 +87,14 @@ def start(options: TrainOptions) -> Processes:
     return processes
 
 
+def leave() -> None:
+    """Parts from the other processes once all are done: what is still connected when the interpreter ends
+    may abort it."""
+    if dist.is_initialized():
+        dist.barrier()
+        dist.destroy_process_group()
+
+
 def sharded(options: TrainOptions, processes: Processes) -> bool:
     """Whether weights are spread over the processes: as --sharding or else the launch says."""
     if processes.count == 1:

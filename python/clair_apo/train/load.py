@@ -45,7 +45,7 @@ def load_model(model: str, dtype: torch.dtype) -> Any:
     attention.register()
     try:
         loaded = AutoModelForCausalLM.from_pretrained(folder_of(model), dtype=dtype)
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, ImportError) as error:
         raise _unreadable(model, "model", error) from error
     if getattr(loaded, "hf_quantizer", None) is not None:
         raise ClairError(f"{one_line(model)} is quantised; train the model that it was made from")

@@ -111,6 +111,9 @@ class Loop:
                     self._share(references)
                     saved = time.monotonic()
             on_progress(step.number + 1, last)
+            if self.processes.any(self.stop()):  # asked by all at the same place
+                self._share(references)
+                raise Stopped
         self._share(references)
 
     def _share(self, references: References) -> None:

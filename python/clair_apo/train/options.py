@@ -87,6 +87,11 @@ class TrainOptions:
 
         if self.objective != "auto":
             ObjectiveOptions.of(self)
+        if self.directory.exists() and Path(self.model).exists() and self.directory.samefile(self.model):
+            raise UsageError(
+                "--output-dir is the folder of --model: the trained model would be written over the one it "
+                "comes from, which is its reference and what --resume starts with; take another folder"
+            )
         if self.max_prompt_length is not None and self.max_prompt_length >= self.max_length:
             raise UsageError("--max-prompt-length leaves no room for an answer within --max-length")
         if self.lora_alpha is not None and self.lora_rank is None:

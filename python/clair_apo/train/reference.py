@@ -9,6 +9,7 @@ training takes, so that the first loss is what theory says.
 from __future__ import annotations
 
 import hashlib
+import io
 import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -18,6 +19,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from clair_apo import files
+from clair_apo.errors import ClairError
+from clair_apo.terminal import one_line
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -76,9 +79,15 @@ class References:
         # The first of equal ones stays: what was stored before.
         merged = np.concatenate([self._stored(), own])
         _, first = np.unique(merged["pair"], return_index=True)
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        with files.replacing(self.path) as temporary, temporary.open("wb") as file:
-            np.save(file, merged[first], allow_pickle=False)
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            with files.replacing(self.path) as temporary, temporary.open("wb") as file:
+                file.write(_as_bytes(merged[first]))
+        except OSError as error:
+            raise ClairError(
+                f"{one_line(str(self.path))}: the reference's log-probabilities cannot be kept: "
+                f"{error.strerror or error}. XDG_CACHE_HOME says where they lie."
+            ) from error
 
     def _stored(self) -> NDArray[Any]:
         """What the file holds, sorted by pair; nothing where it is missing or damaged."""
@@ -87,6 +96,13 @@ class References:
         except (OSError, ValueError, EOFError):
             return np.empty(0, RECORD)
         return stored if stored.dtype == RECORD else np.empty(0, RECORD)
+
+
+def _as_bytes(records: NDArray[Any]) -> bytes:
+    """A .npy file: written as a whole, since numpy's own writing hides what a disk says."""
+    buffer = io.BytesIO()
+    np.save(buffer, records, allow_pickle=False)
+    return buffer.getvalue()
 
 
 def cache_folder() -> Path:

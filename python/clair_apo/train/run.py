@@ -137,7 +137,10 @@ class _Run:
         """The checkpoint to go on from; None for a new run."""
         options = self.options
         if options.resume is not None:
-            return self.checkpoints.find(options.resume)
+            found = self.checkpoints.find(options.resume)
+            if found is None:
+                self.view.say(f"{options.output_dir} holds no checkpoint: this run begins anew")
+            return found
         if (options.directory / "metrics.jsonl").exists():
             raise UsageError(
                 f"{one_line(options.output_dir)} holds a run already: --resume goes on with it; a new one "
@@ -278,6 +281,11 @@ class _Run:
         def new_metrics() -> StepMetrics:
             return StepMetrics(with_reference=loop.objective.needs_reference)
 
+        def save(progress: Progress, norm: Any) -> None:
+            # Between logged steps nobody looks; weights that are none make every later norm none.
+            _check_finite({"step": progress.step, "grad_norm": float(norm)})
+            self.checkpoints.save(progress, loop.policy, loop.optimizer, self._settings(facts))
+
         gathered = new_metrics()
         with file, trackers, self.view.training(steps, progress.step) as show:
             try:
@@ -311,7 +319,7 @@ class _Run:
                         for sink in (file.write, trackers.log, show):
                             sink(record)
                     if (options.save_steps and done % options.save_steps == 0) or done == steps:
-                        self.checkpoints.save(progress, loop.policy, loop.optimizer, self._settings(facts))
+                        save(progress, extras["grad_norm"])
                         saved = done
                     if logged:  # anew here: evaluation and saving are no part of the next step's time
                         gathered = new_metrics()
@@ -319,7 +327,7 @@ class _Run:
                         raise Stopped
             except Stopped:
                 if saved < progress.step:
-                    self.checkpoints.save(progress, loop.policy, loop.optimizer, self._settings(facts))
+                    save(progress, extras["grad_norm"])
                 raise self._stopped(f"after step {progress.step} of {steps}") from None
         return progress
 
@@ -338,7 +346,7 @@ def _longest(pairs: TokenPairs) -> int:
 
 def _check_finite(record: dict[str, Any]) -> None:
     for name in ("loss", "grad_norm"):
-        if not np.isfinite(record[name]):
+        if not np.isfinite(record.get(name, 0.0)):
             raise ClairError(
                 f"the {name} of step {record['step']} is {record[name]}: nothing of this step was saved. A "
                 "lower --learning-rate or --max-grad-norm, or --dtype float32, may help; the last "

@@ -20,6 +20,7 @@ from rich.table import Table
 from rich.text import Text
 
 from clair_apo.terminal import colour_allowed, console, one_line, width
+from clair_apo.train.objectives import WEIGHTED
 from clair_apo.train.outcome import (
     CHOSEN,
     DOWN,
@@ -104,7 +105,10 @@ class View:
             loss.append(f"\n{about}", "dim")
         loss.append(f"\npromises: {promise(self._objective).text}", "dim")
         grid.add_row("objective", loss)
-        pairs = f"{facts['pairs_used']:,} of {facts['rows']:,} rows in {one_line(str(facts['pairs']))}"
+        answers = " answers" if settings["objective"] in WEIGHTED else ""
+        pairs = (
+            f"{facts['pairs_used']:,}{answers} of {facts['rows']:,} rows in {one_line(str(facts['pairs']))}"
+        )
         grid.add_row("pairs", Text(pairs) + Text(f"\nleft out: {out}" if out else "", "yellow"))
         epochs = facts["steps"] / max(1, -(-facts["pairs_used"] // settings["batch_size"]))
         grid.add_row(
