@@ -32,7 +32,6 @@ from clair_apo.train.tokens import (
     Tokenised,
     TokenPairs,
     check_vocabulary,
-    samples,
     tokenise,
 )
 
@@ -487,7 +486,7 @@ def test_encoding_behind_the_opening_is_encoding_behind_the_prompt(
         assert a is None or a.tolist() == b.tolist()
 
 
-# --- vocabulary and samples --------------------------------------------------------------------------
+# --- vocabulary --------------------------------------------------------------------------------------
 
 
 def test_a_vocabulary_beyond_the_head_is_an_error() -> None:
@@ -503,26 +502,6 @@ def test_a_vocabulary_beyond_the_head_is_an_error() -> None:
         check_vocabulary(tokenizer, size - 1, table(([1], [2], [size - 1])))
     with pytest.raises(ClairError):
         check_vocabulary(tokenizer, size - 10, table(([1], [2], [3])))
-
-
-def test_samples_show_what_is_scored(tmp_path: Path) -> None:
-    tokenizer = tiny_tokenizer(CHATML)
-    rows = [pair(), pair("B? " * 200, "It is. " * 200, "\x1b[2JNo.\u202e")]
-    found = tokenise(file_of(tmp_path, *rows), tokenizer).pairs
-    first, second = samples(found, tokenizer)
-    assert first == (
-        f"row 0, prompt of {len(found[0].prompt)} tokens:\n"
-        "<|im_start|>user\nIs it so?<|im_end|>\n<|im_start|>assistant\n\n"
-        f"chosen, {len(found[0].chosen)} tokens scored:\n⟦Yes, it is.<|im_end|>⟧\n"
-        f"rejected, {len(found[0].rejected)} tokens scored:\n⟦No.<|im_end|>⟧"
-    )
-    assert "\x1b" not in second
-    assert "\u202e" not in second
-    assert "␛[2JNo." in second
-    assert len(second) < 1200
-    assert "It is. <|im_end|>⟧" in second
-    assert len(samples(found, tokenizer, 1)) == 1
-    assert len(samples(found, tokenizer, 9)) == 2
 
 
 # --- real pairs, and TRL -----------------------------------------------------------------------------

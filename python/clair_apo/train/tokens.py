@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from clair_apo.conversations import Conversation, ConversationReader
 from clair_apo.errors import ClairError
 from clair_apo.shape_rows import SKIP_REASONS
-from clair_apo.terminal import one_line, safe
+from clair_apo.terminal import one_line
 from clair_apo.train.encoder import Encoder, Ids
 from clair_apo.train.template import ControlTokens, PlainText, Template, Unfit
 from clair_apo.train.token_table import Mismatched, TokenPair, TokenPairs
@@ -34,7 +34,6 @@ __all__ = [
     "TokenPairs",
     "Tokenised",
     "check_vocabulary",
-    "samples",
     "tokenise",
 ]
 
@@ -348,26 +347,3 @@ def check_vocabulary(tokenizer: Any, rows_of_head: int, pairs: TokenPairs | None
 
 
 # What of a sample's prompt and of its answers is shown, in characters.
-_PROMPT_TAIL = 240
-_ANSWER_HEAD, _ANSWER_TAIL = 480, 160
-
-
-def samples(pairs: TokenPairs | Mismatched, tokenizer: Any, n: int = 2) -> list[str]:
-    """`n` rows, evenly spread, as text for a terminal: the end of the prompt, and each answer between marks
-    `⟦` and `⟧`, which enclose exactly what is scored. Control tokens show, and long texts are shortened."""
-    encoder = Encoder(tokenizer)
-    places = sorted({len(pairs) * k // n for k in range(n)}) if len(pairs) else []
-    return [_sample(encoder, pairs[i], int(pairs.rows[i])) for i in places]
-
-
-def _sample(encoder: Encoder, pair: TokenPair, row: int) -> str:
-    prompt = encoder.text(pair.prompt)
-    cut = "…" if len(prompt) > _PROMPT_TAIL else ""
-    parts = [f"row {row}, prompt of {len(pair.prompt):,} tokens:", safe(cut + prompt[-_PROMPT_TAIL:])]
-    for name, ids in (("chosen", pair.chosen), ("rejected", pair.rejected)):
-        if len(ids):
-            text = encoder.text(ids)
-            if len(text) > _ANSWER_HEAD + _ANSWER_TAIL:
-                text = f"{text[:_ANSWER_HEAD]} … {text[-_ANSWER_TAIL:]}"
-            parts += [f"{name}, {len(ids):,} tokens scored:", f"⟦{safe(text)}⟧"]
-    return "\n".join(parts)
