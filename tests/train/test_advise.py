@@ -108,3 +108,39 @@ def test_what_the_command_prints(tmp_path: Path) -> None:
 def test_names_of_models() -> None:
     same = ("org/Name-7B", "/models/name-7b/", "local:Name-7b", "NAME-7B")
     assert {model_name(name) for name in same} == {"name-7b"}
+
+
+def test_likelihoods_stand_beside_the_advice_and_decide_nothing(tmp_path: Path) -> None:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    from clair_apo.train import naive
+    from clair_apo.train.tokens import tokenise
+    from trl_step import tiny_model
+
+    model = tmp_path / "tiny"
+    tiny_model(model)
+    texts = [("It is 1 .", "It is 2 and 3 ."), ("What", "one ? 4"), ("5", "6 7")]
+    more = [{"prompt": "What is it ?", "chosen": c, "rejected": r} for c, r in texts]
+    path = table(tmp_path, [{**origin("clair", "gpt-4", str(model)), **row} for row in more])
+    shown = clair("advise", path, "--model", model, "--likelihoods", "9", "--json")
+    assert shown.returncode == 0, shown.stderr
+    document = json.loads(shown.stdout)
+    assert document["objective"] == "apo-zero"
+    pairs = tokenise(path, AutoTokenizer.from_pretrained(model)).pairs
+    each = [pairs[i] for i in range(3)]
+    sides = naive.answer_logps(AutoModelForCausalLM.from_pretrained(model), each)
+    counts = [[len(pair.chosen) for pair in each], [len(pair.rejected) for pair in each]]
+    chosen, rejected = (
+        [float(total) / n for total, n in zip(side, count, strict=True)]
+        for side, count in zip(sides, counts, strict=True)
+    )
+    assert document["likelihoods"] == {
+        "pairs": 3,
+        "chosen": pytest.approx(sum(chosen) / 3, rel=1e-5),
+        "rejected": pytest.approx(sum(rejected) / 3, rel=1e-5),
+        "chosen_likelier": pytest.approx(sum(a > b for a, b in zip(chosen, rejected, strict=True)) / 3),
+    }
+    assert (
+        "a diagnosis and no evidence"
+        in clair("advise", path, "--model", model, "--likelihoods", "2").stdout
+    )
