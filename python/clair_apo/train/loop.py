@@ -55,11 +55,15 @@ class Data:
     mismatched: Data | None = None  # prompts with answers of others, for the KL estimate of KTO
 
     @cached_property
+    def lengths(self) -> NDArray[np.int64]:
+        """Tokens of prompt, chosen and rejected, int64 [n, 3]: every step asks, and the table is long."""
+        return self.pairs.lengths()
+
+    @cached_property
     def logical(self) -> NDArray[np.int64]:
         """Tokens of each pair in passes without sharing, int64 [n]."""
-        lengths = self.pairs.lengths()
-        answers = lengths[:, 1:]
-        total: NDArray[np.int64] = lengths[:, 0] * (answers > 0).sum(1) + answers.sum(1)
+        answers = self.lengths[:, 1:]
+        total: NDArray[np.int64] = self.lengths[:, 0] * (answers > 0).sum(1) + answers.sum(1)
         return total
 
 
@@ -181,9 +185,7 @@ class Loop:
                     if part is not None and part.references is not None:
                         self._share(part.references)
                 self._check_first_loss(measured)
-            norm = torch.nn.utils.clip_grad_norm_(
-                self.policy.parameters(), self.options.max_grad_norm, foreach=None
-            )
+            norm = torch.nn.utils.clip_grad_norm_(self.policy.parameters(), self.options.max_grad_norm)
             self.optimizer.step()
             self.optimizer.zero_grad(set_to_none=True)
             yield step, measured, {"grad_norm": norm, "learning_rate": rate}
@@ -249,7 +251,7 @@ class Loop:
         """What the objective must know of the whole step before its first gradient: the length of its
         chosen answers, and for the KTO forms an estimate of the KL divergence, by a pass without one."""
         members = list(step.members)
-        chosen_tokens = float(data.pairs.lengths()[members, 1].mean())
+        chosen_tokens = float(data.lengths[members, 1].mean())
         if not self.objective.needs_kl:
             return StepFacts(0.0, 0.0, chosen_tokens)
         source = data.mismatched or data

@@ -18,7 +18,7 @@ SCHEDULES = ("linear", "cosine", "constant")
 TRACKERS = ("tensorboard", "wandb", "trackio")
 
 # AdamW on bare bf16 weights moves nearly none of them below this rate: a step is less than half the
-# distance to the next bf16 number (trainer notes of the docs, "Pure bf16").
+# distance to the next bf16 number (docs/training.md, "What a run refuses").
 LOWEST_BF16_RATE = 1e-5
 
 
