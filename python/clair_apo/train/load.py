@@ -97,17 +97,19 @@ def sharing(
     return True, None
 
 
-def kernels(options: TrainOptions, device: torch.device) -> tuple[bool, str | None]:
-    """Whether layers and head run by fused kernels, and why not where one would think so.
+def kernels(options: TrainOptions, device: torch.device) -> tuple[str, str | None]:
+    """By what layers and head run, "fused", "lean" or "plain", and why not by what one would think.
 
     Raises: UsageError where --kernels asks for what cannot be.
     """
-    if options.kernels == "plain" or (options.kernels == "auto" and device.type != "cuda"):
-        return False, None
+    if options.kernels in ("lean", "plain"):
+        return options.kernels, None
+    if options.kernels == "auto" and device.type != "cuda":
+        return "lean", None
     why = _no_kernels(device)
     if why is not None and options.kernels == "fused":
-        raise UsageError(f"--kernels fused is not possible here: {why}; plain is")
-    return why is None, why
+        raise UsageError(f"--kernels fused is not possible here: {why}; lean and plain are")
+    return ("fused", None) if why is None else ("lean", why)
 
 
 def _no_kernels(device: torch.device) -> str | None:
@@ -137,7 +139,7 @@ def weights_hash(model: torch.nn.Module) -> str:
     return digest.hexdigest()
 
 
-def check_model(policy: Policy, pair: Pair, tolerance: float, fused: Installed | None = None) -> None:
+def check_model(policy: Policy, pair: Pair, tolerance: float, installed: Installed | None = None) -> None:
     """Compares a pair's log-probabilities, shared and by our head and kernels, with those of two passes of
     the model as it is.
 
@@ -151,7 +153,7 @@ def check_model(policy: Policy, pair: Pair, tolerance: float, fused: Installed |
     with torch.no_grad():
         _, *ours = policy(batch, lambda chosen, rejected, _: chosen)
         policy.model.set_attn_implementation("eager")
-        with fused.aside() if fused else contextlib.nullcontext():
+        with installed.aside() if installed else contextlib.nullcontext():
             theirs = naive.answer_logps(policy.model, [pair])
     policy.model.set_attn_implementation(used)
     tokens = max(1, len(pair.chosen) + len(pair.rejected))

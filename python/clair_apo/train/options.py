@@ -318,10 +318,11 @@ def _held(group: argparse._ArgumentGroup) -> None:
     )
     group.add_argument(
         "--kernels",
-        choices=("auto", "fused", "plain"),
+        choices=("auto", "fused", "lean", "plain"),
         default="auto",
-        help="norms, rotary positions, gates and the head by fused kernels, or as plain torch; auto: fused "
-        "on CUDA where Triton works",
+        help="norms, rotary positions, gates and the head by fused kernels, the former in a form that keeps "
+        "less for the way back, or all as the model has them; auto: fused on CUDA where Triton works, "
+        "or else lean",
     )
     group.add_argument("--no-share", action="store_true", help="a pass of its own for each answer")
     group.add_argument(

@@ -78,10 +78,10 @@ class _Run:
         self.cuda = processes.device.type == "cuda"
         self.dtype = torch.bfloat16 if options.dtype == "bfloat16" else torch.float32
         self.autocast = torch.bfloat16 if self.cuda and options.dtype == "auto" else None
-        self.fused, why = kernels(options, processes.device)
+        self.kernels, why = kernels(options, processes.device)
         if why is not None:
-            self.view.say(f"kernels are plain: {why}")
-        self.fused_layers: Installed | None = None
+            self.view.say(f"kernels are {self.kernels}: {why}")
+        self.layers: Installed | None = None
 
     def run(self) -> dict[str, Any]:
         resumed = self._resumed()
@@ -110,7 +110,7 @@ class _Run:
         if not resumed:
             shortest = found.pairs[int(np.argmin(data.plan.tokens))]
             tolerance = TOLERANCE[self.autocast or self.dtype]
-            check_model(policy, shortest, tolerance, self.fused_layers)
+            check_model(policy, shortest, tolerance, self.layers)
         module = launch.wrap(policy, options, self.processes)
         live = None
         if wants_reference and cached is None:
@@ -203,20 +203,21 @@ class _Run:
             share=shares,
             budget=self._activation_budget(),
             autocast=self.autocast,
-            fused_head=self.fused,
+            fused_head=self.kernels == "fused",
         )
         policy.train(train).requires_grad_(train and not options.lora_rank)
         if options.lora_rank and train:
             for name, parameter in policy.named_parameters():
                 parameter.requires_grad_("lora_" in name)
         policy = policy.to(self.processes.device)
-        if self.fused:
-            from clair_apo.train.kernels.layers.install import install
+        if self.kernels != "plain":
+            from clair_apo.train.kernels.layers import install
 
-            fused_layers = install(policy.causal_lm, self.autocast)
+            make = install.fused() if self.kernels == "fused" else install.lean()
+            installed = install.install(policy.causal_lm, make, self.autocast)
             if train:
-                self.fused_layers = fused_layers
-                self.view.say(fused_layers.text())
+                self.layers = installed
+                self.view.say(installed.text())
         return policy
 
     def _budget(self) -> int:
@@ -232,7 +233,7 @@ class _Run:
         def planned(some: Any) -> Data:
             tokens = [packed_tokens(some[i], share=policy.share) for i in range(len(some))]
             plan = Plan(tokens, options.batch_size, self._budget(), options.seed, self.processes.count)
-            computed = f"{self.autocast or self.dtype}{' fused' if self.fused else ''}"
+            computed = f"{self.autocast or self.dtype} {self.kernels}"
             key = weights and Key(weights, computed)
             references = References(key, some.hashes()) if key else None
             return Data(some, plan, references)

@@ -17,7 +17,7 @@ from torch import nn
 
 from clair_apo.train import attention
 from clair_apo.train.kernels.layers import install as installing
-from clair_apo.train.kernels.layers.install import GATE, NORM, ROPE, Installed, install
+from clair_apo.train.kernels.layers.install import GATE, NORM, ROPE, Installed, fused, install, lean
 from clair_apo.train.packing import pack
 from clair_apo.train.policy import Policy
 
@@ -62,7 +62,7 @@ def assert_same(found: dict[str, torch.Tensor], wanted: dict[str, torch.Tensor],
 def test_log_probabilities_and_gradients_are_those_of_the_model_as_it_is(family: str) -> None:
     model = tiny_model(family)
     wanted = step(model)
-    installed = install(model)
+    installed = install(model, fused())
     assert installed.kinds == FUSED[family]
     left = {"CohereLayerNorm": 4, "CohereAttention": 3} if family == "Cohere" else {}
     assert installed.left == left
@@ -85,7 +85,7 @@ def test_in_fewer_bits_it_rounds_as_the_model_does(family: str, way: str) -> Non
     if way == "float16":
         model.to(torch.float16)
     wanted = step(model, autocast=autocast)
-    assert install(model, autocast).kinds == FUSED[family]
+    assert install(model, fused(), autocast).kinds == FUSED[family]
     found = step(model, autocast=autocast)
     for name, tensor in wanted.items():
         assert found[name].dtype == tensor.dtype
@@ -103,7 +103,7 @@ def test_adapters_checkpointing_and_separate_passes() -> None:
     base = model.get_base_model()
     apart = step(base, share=False)
     together = step(base)
-    assert install(model).kinds == FUSED["Llama"]
+    assert install(model, fused()).kinds == FUSED["Llama"]
     assert_same(step(base, budget=20), together, 1e-5)
     base.set_attn_implementation("eager")
     assert_same(step(base, share=False, budget=20), apart, 1e-5)
@@ -113,7 +113,7 @@ def test_adapters_checkpointing_and_separate_passes() -> None:
 def test_names_files_and_copies_are_those_of_the_model_as_it_is(tmp_path: Path) -> None:
     model = tiny_model("Llama")
     names = list(model.state_dict())
-    install(model)
+    install(model, fused())
     assert list(model.state_dict()) == names
     model.save_pretrained(tmp_path)
     loaded = transformers.AutoModelForCausalLM.from_pretrained(tmp_path)
@@ -131,7 +131,7 @@ def test_names_files_and_copies_are_those_of_the_model_as_it_is(tmp_path: Path) 
 def test_nothing_of_transformers_is_changed_for_others() -> None:
     module = transformers.models.llama.modeling_llama
     before = (module.apply_rotary_pos_emb, module.LlamaAttention.forward, module.LlamaRMSNorm.forward)
-    install(tiny_model("Llama"))
+    install(tiny_model("Llama"), fused())
     after = (module.apply_rotary_pos_emb, module.LlamaAttention.forward, module.LlamaRMSNorm.forward)
     assert before == after
     assert not any("forward" in vars(part) for part in tiny_model("Llama").modules())
@@ -164,10 +164,10 @@ class Gated(Norm):
 @pytest.mark.parametrize("kind", ["rms norm", "layer norm", "clipped", "too wide", "no gradient", "choosy"])
 def test_what_looks_alike_but_differs_stays(kind: str) -> None:
     model = nn.Sequential(Norm(kind, 8200 if kind == "too wide" else 12))
-    installed = install(model)
+    installed = install(model, fused())
     assert installed.kinds == ({NORM: 1} if kind == "rms norm" else {})
     assert installed.left == ({} if kind == "rms norm" else {"Norm": 1})
-    assert install(nn.Sequential(Gated("rms norm"))).text() == "fused: no layer"
+    assert install(nn.Sequential(Gated("rms norm")), fused()).text() == "fused: no layer"
 
 
 @pytest.mark.parametrize(
@@ -175,7 +175,7 @@ def test_what_looks_alike_but_differs_stays(kind: str) -> None:
 )
 def test_an_activation_is_known_by_what_it_does(activation: str, fits: bool) -> None:
     model = tiny_model("Llama", hidden_act=activation)
-    assert install(model).kinds[GATE] == (3 if fits else 0)
+    assert install(model, fused()).kinds[GATE] == (3 if fits else 0)
 
 
 @pytest.mark.parametrize("name", ["olmo2", "llama"])
@@ -188,14 +188,14 @@ def test_the_form_of_a_norm_is_told_by_its_roundings(name: str) -> None:
         norm.weight.copy_(torch.randn(64))
     x = torch.randn(50, 64).to(torch.float16)
     wanted = norm(x)
-    assert install(nn.Sequential(norm)).kinds == {NORM: 1}
+    assert install(nn.Sequential(norm), fused()).kinds == {NORM: 1}
     assert torch.equal(norm(x), wanted)
 
 
 def test_rotary_positions_of_a_part_of_a_head_stay() -> None:
     model = tiny_model("Llama", rope_parameters={"rope_type": "default", "rope_theta": 1e4})
     model.model.rotary_emb.inv_freq = model.model.rotary_emb.inv_freq[:2]
-    installed = install(model)
+    installed = install(model, fused())
     assert installed.kinds[ROPE] == 0
     assert installed.left == {"LlamaAttention": 3}
 
@@ -209,7 +209,7 @@ def test_scaled_frequencies_and_other_layouts_of_heads() -> None:
     }
     model = tiny_model("Llama", rope_parameters=scaling)
     wanted = step(model)
-    assert install(model).kinds == FUSED["Llama"]
+    assert install(model, fused()).kinds == FUSED["Llama"]
     assert_same(step(model), wanted, 1e-5)
     q, k = torch.randn(1, 5, 3, 8), torch.randn(1, 5, 1, 8)
     cos, sin = torch.randn(2, 1, 5, 8)

@@ -1,5 +1,6 @@
-"""The kernels of this folder in a model of transformers, each behind a check that it is the module's equal.
+"""The layers of this folder in a model of transformers, each behind a check that it is the module's equal.
 
+They come in two makes: kernels (`norm.py`, `rope.py`, `swiglu.py`), and PyTorch that keeps less (`lean.py`).
 No class is known by name. A module that looks like an RMSNorm, a gated MLP or an attention with rotary
 positions runs over a few random rows, as it is and by the kernel; where values and gradients agree, the
 module gets a `forward` of its own, and where they do not, it stays and is counted. Only the instance
@@ -14,21 +15,19 @@ from __future__ import annotations
 
 import contextlib
 import inspect
+import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
 from types import CellType, FunctionType, MethodType
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from clair_apo.train.kernels.layers import naive
-from clair_apo.train.kernels.layers.naive import GEMMA, LLAMA, OLMO2, NormForm
-from clair_apo.train.kernels.layers.norm import WIDEST, rms_norm
-from clair_apo.train.kernels.layers.rope import rotate
-from clair_apo.train.kernels.layers.swiglu import ACTIVATIONS, gated
+from clair_apo.train.kernels.layers.naive import ACTIVATIONS, GEMMA, LLAMA, OLMO2, NormForm
 
 NORM, GATE, ROPE = "RMSNorm", "SwiGLU", "RoPE"
 ROTARY = "apply_rotary_pos_emb"
@@ -39,11 +38,36 @@ ROUNDINGS = 4
 FLOAT_TOLERANCE = 1e-5
 
 
+class Layers(NamedTuple):
+    """One make of the layers, each as in `naive.py`; norms up to `widest` numbers."""
+
+    name: str
+    rms_norm: Callable[..., Tensor]
+    gated: Callable[..., Tensor]
+    rotate: Callable[..., tuple[Tensor, Tensor]]
+    widest: int
+
+
+def fused() -> Layers:
+    """Kernels in Triton."""
+    from clair_apo.train.kernels.layers import norm, rope, swiglu
+
+    return Layers("fused", norm.rms_norm, swiglu.gated, rope.rotate, norm.WIDEST)
+
+
+def lean() -> Layers:
+    """PyTorch that keeps its inputs only."""
+    from clair_apo.train.kernels.layers import lean
+
+    return Layers("lean", lean.rms_norm, lean.gated, lean.rotate, sys.maxsize)
+
+
 @dataclass
 class Installed:
-    """What runs by kernels: the modules with a `forward` of ours, how many of each kind, and how many of
+    """What runs by which make: the modules with a `forward` of ours, how many of each kind, and how many of
     which class look alike but stay as they are."""
 
+    name: str
     modules: list[nn.Module] = field(default_factory=list)
     kinds: Counter[str] = field(default_factory=Counter)
     left: Counter[str] = field(default_factory=Counter)
@@ -51,7 +75,7 @@ class Installed:
     def text(self) -> str:
         """One line for a person."""
         kinds = [f"{self.kinds[kind]} {kind}" for kind in (NORM, GATE, ROPE) if self.kinds[kind]]
-        text = f"fused: {', '.join(kinds) or 'no layer'}"
+        text = f"{self.name}: {', '.join(kinds) or 'no layer'}"
         if self.left:
             text += f"; as they are: {', '.join(f'{n} {name}' for name, n in sorted(self.left.items()))}"
         return text
@@ -67,22 +91,22 @@ class Installed:
                 module.__dict__["forward"] = forward
 
 
-def install(model: nn.Module, autocast: torch.dtype | None = None) -> Installed:
-    """Has modules of `model` run by kernels where these agree with them.
+def install(model: nn.Module, layers: Layers, autocast: torch.dtype | None = None) -> Installed:
+    """Has modules of `model` run by `layers` where these agree with them.
 
     `model` is on the device that it trains on, its weights whole (before FSDP shards them). `autocast`: the
     dtype of products, where it is not the weights'.
     """
-    installed = Installed()
-    rotary = _Rotary(model, autocast)
+    installed = Installed(layers.name)
+    rotary = _Rotary(model, layers, autocast)
     for module in model.modules():
         if "forward" in vars(module):
             continue
         make: Callable[[Any], Callable[..., Any] | None]
         if _looks_like_norm(module):
-            kind, make = NORM, partial(_norm, autocast=autocast)
+            kind, make = NORM, partial(_norm, layers=layers, autocast=autocast)
         elif all(hasattr(module, name) for name in ("gate_proj", "up_proj", "down_proj", "act_fn")):
-            kind, make = GATE, partial(_gate, autocast=autocast)
+            kind, make = GATE, partial(_gate, layers=layers, autocast=autocast)
         elif _calls(type(module).forward, ROTARY):
             kind, make = ROPE, rotary.forward
         else:
@@ -119,18 +143,18 @@ def _looks_like_norm(module: nn.Module) -> bool:
     )
 
 
-def _norm(module: Any, autocast: torch.dtype | None) -> Callable[..., Tensor] | None:
+def _norm(module: Any, layers: Layers, autocast: torch.dtype | None) -> Callable[..., Tensor] | None:
     """A forward for this norm, in the form that comes closest; None where none is close enough."""
     weight, epsilon = module.weight, _epsilon(module)
     assert epsilon is not None
-    if len(weight) > WIDEST:
+    if len(weight) > layers.widest:
         return None
     dtypes = {weight.dtype, autocast or weight.dtype}
     inputs = [_random(ROWS, len(weight)).to(weight.device, dtype) for dtype in dtypes]
     own = [_results(module, [x], [weight]) for x in inputs]
     fits: list[tuple[int, NormForm]] = []
     for form in (LLAMA, GEMMA, OLMO2):
-        kernel = partial(rms_norm, weight=weight, epsilon=epsilon, form=form)
+        kernel = partial(layers.rms_norm, weight=weight, epsilon=epsilon, form=form)
         ours = [_results(kernel, [x], [weight]) for x in inputs]
         if all(_agree(a, b, x.dtype) for a, b, x in zip(ours, own, inputs, strict=True)):
             # Forms that round elsewhere agree too, but not in every number.
@@ -140,7 +164,7 @@ def _norm(module: Any, autocast: torch.dtype | None) -> Callable[..., Tensor] | 
     form = min(fits, key=lambda fit: fit[0])[1]
 
     def forward(self: Any, hidden_states: Tensor) -> Tensor:
-        return rms_norm(hidden_states, self.weight, epsilon, form)
+        return layers.rms_norm(hidden_states, self.weight, epsilon, form)
 
     return forward
 
@@ -148,7 +172,7 @@ def _norm(module: Any, autocast: torch.dtype | None) -> Callable[..., Tensor] | 
 # --- gated MLPs ----------------------------------------------------------------------------------
 
 
-def _gate(module: Any, autocast: torch.dtype | None) -> Callable[..., Tensor] | None:
+def _gate(module: Any, layers: Layers, autocast: torch.dtype | None) -> Callable[..., Tensor] | None:
     if not _takes_one_argument(module):
         return None
     grid = torch.linspace(-8, 8, 257)
@@ -162,7 +186,7 @@ def _gate(module: Any, autocast: torch.dtype | None) -> Callable[..., Tensor] | 
         return None
 
     def forward(self: Any, x: Tensor) -> Tensor:
-        out: Tensor = self.down_proj(gated(self.gate_proj(x), self.up_proj(x), activation))
+        out: Tensor = self.down_proj(layers.gated(self.gate_proj(x), self.up_proj(x), activation))
         return out
 
     weight = next(module.gate_proj.parameters())
@@ -178,8 +202,8 @@ def _gate(module: Any, autocast: torch.dtype | None) -> Callable[..., Tensor] | 
 class _Rotary:
     """Forwards of attention modules with the kernel in them, one for each class and size of heads."""
 
-    def __init__(self, model: nn.Module, autocast: torch.dtype | None) -> None:
-        self._autocast = autocast
+    def __init__(self, model: nn.Module, layers: Layers, autocast: torch.dtype | None) -> None:
+        self._rotate, self._autocast = layers.rotate, autocast
         self._made: dict[Any, Callable[..., Any] | None] = {}
         self._sizes = {
             2 * buffer.numel()
@@ -206,16 +230,17 @@ class _Rotary:
         rows = [_random(1, heads, 4, size).to(weight.device, dtype) for heads in (3, 1)]
         cos, sin = _random(2, 1, 4, size).to(weight)
         theirs = _results(lambda q, k: own(q, k, cos, sin), rows, [])
-        ours = _results(lambda q, k: rotate(q, k, cos, sin), rows, [])
-        return _rebound(forward, ROTARY, _turn) if _agree(ours, theirs, dtype) else None
+        ours = _results(lambda q, k: self._rotate(q, k, cos, sin), rows, [])
+        return _rebound(forward, ROTARY, self._turn) if _agree(ours, theirs, dtype) else None
 
-
-def _turn(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, unsqueeze_dim: int = 1) -> tuple[Tensor, Tensor]:
-    """`apply_rotary_pos_emb`; heads are in the dimension `unsqueeze_dim`, 1 or 2."""
-    if unsqueeze_dim == 1:
-        return rotate(q, k, cos, sin)
-    q, k = rotate(q.transpose(1, 2), k.transpose(1, 2), cos, sin)
-    return q.transpose(1, 2), k.transpose(1, 2)
+    def _turn(
+        self, q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, unsqueeze_dim: int = 1
+    ) -> tuple[Tensor, Tensor]:
+        """`apply_rotary_pos_emb`; heads are in the dimension `unsqueeze_dim`, 1 or 2."""
+        if unsqueeze_dim == 1:
+            return self._rotate(q, k, cos, sin)
+        q, k = self._rotate(q.transpose(1, 2), k.transpose(1, 2), cos, sin)
+        return q.transpose(1, 2), k.transpose(1, 2)
 
 
 def _plain(function: Any) -> FunctionType:

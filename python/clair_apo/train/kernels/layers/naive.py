@@ -8,6 +8,9 @@ import torch
 from torch import Tensor
 
 
+ACTIVATIONS = ("silu", "gelu-tanh")
+
+
 class NormForm(NamedTuple):
     """In which order an RMSNorm rounds: what families differ in.
 

@@ -16,9 +16,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from clair_apo.train.kernels.layers.naive import ACTIVATIONS
 from clair_apo.train.kernels.spec import Spec
 
-ACTIVATIONS = ("silu", "gelu-tanh")
 _BLOCK = 1024
 _TWICE_ROOT = tl.constexpr(2 * (2 / 3.141592653589793) ** 0.5)
 _CUBIC = tl.constexpr(0.044715)

@@ -1,0 +1,110 @@
+"""RMSNorm, rotary positions and gates in PyTorch alone, for where there are no kernels: a CPU above all.
+
+The numbers are those of `naive.py`. What differs is what is kept for the way back: inputs only, where the
+modules keep a tensor for each of their steps, and fewer passes over memory. A layer of a Llama keeps about
+a quarter less, so that fewer layers have to run twice. Statistics are in float32.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from clair_apo.train.kernels.layers.naive import LLAMA, NormForm
+
+
+def rms_norm(x: Tensor, weight: Tensor, epsilon: float, form: NormForm = LLAMA) -> Tensor:
+    """As `naive.rms_norm`: `x` [..., W], `weight` [W]."""
+    result: Tensor = _RmsNorm.apply(x, weight, epsilon, form)
+    return result
+
+
+class _RmsNorm(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, epsilon: float, form: NormForm) -> Tensor:
+        wide = x.float()
+        scale = torch.linalg.vector_norm(wide, dim=-1, keepdim=True).square_()
+        scale.div_(x.shape[-1]).add_(epsilon).rsqrt_()
+        ctx.save_for_backward(x, weight, scale)
+        ctx.form = form
+        normal = wide * scale
+        if form.rounds_first:
+            normal = normal.to(x.dtype)
+            offset = weight + form.offset if form.offset else weight
+            return normal.mul_(offset) if normal.dtype == offset.dtype else normal * offset
+        return normal.mul_(weight.float() + form.offset).to(x.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Any:
+        x, weight, scale = ctx.saved_tensors
+        dy = grads[0].float()
+        normal = x.float() * scale
+        of_weight = None
+        if ctx.needs_input_grad[1]:
+            of_weight = (dy * normal).flatten(0, -2).sum(0).to(weight.dtype)
+        dy = dy * (weight.float() + ctx.form.offset)
+        mean = torch.linalg.vecdot(dy, normal).div_(x.shape[-1]).unsqueeze(-1)
+        dx = dy.addcmul_(normal, mean, value=-1).mul_(scale)
+        return dx.to(x.dtype), of_weight, None, None
+
+
+def gated(gate: Tensor, up: Tensor, activation: str = "silu") -> Tensor:
+    """As `naive.gated`: `gate` and `up` of one shape and dtype."""
+    result: Tensor = _Gated.apply(gate, up, activation)
+    return result
+
+
+class _Gated(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, gate: Tensor, up: Tensor, activation: str) -> Tensor:
+        ctx.save_for_backward(gate, up)
+        ctx.activation = activation
+        return _active(gate, activation).mul_(up)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Any:
+        gate, up = ctx.saved_tensors
+        dy = grads[0]
+        of_active = dy * up
+        if ctx.activation == "silu":
+            of_gate = torch.ops.aten.silu_backward(of_active, gate)
+        else:
+            of_gate = torch.ops.aten.gelu_backward(of_active, gate, approximate="tanh")
+        return of_gate, _active(gate, ctx.activation).mul_(dy), None
+
+
+def _active(gate: Tensor, activation: str) -> Tensor:
+    return F.silu(gate) if activation == "silu" else F.gelu(gate, approximate="tanh")
+
+
+def rotate(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
+    """As `naive.rotate`: `q` [B, heads, T, D], `k` [B, key heads, T, D], `cos`, `sin` [B or 1, T, D]."""
+    cos, sin = cos.unsqueeze(1), sin.unsqueeze(1)
+    return _Rotate.apply(q, cos, sin), _Rotate.apply(k, cos, sin)
+
+
+class _Rotate(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        ctx.save_for_backward(cos, sin)
+        ctx.dtype = x.dtype
+        return _turned(x, cos, sin)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Any:
+        cos, sin = ctx.saved_tensors
+        return _turned(grads[0], cos, sin, back=True).to(ctx.dtype), None, None
+
+
+def _turned(x: Tensor, cos: Tensor, sin: Tensor, *, back: bool = False) -> Tensor:
+    half = x.shape[-1] // 2
+    sign = 1 if back else -1
+    out = x * cos
+    # Back, each number meets the sine that its partner was multiplied with.
+    first, second = sin[..., :half], sin[..., half:]
+    out[..., :half].addcmul_(x[..., half:], second if back else first, value=sign)
+    out[..., half:].addcmul_(x[..., :half], first if back else second, value=-sign)
+    return out
