@@ -66,6 +66,20 @@ _SUMMARY = (
 _FILES = "the model, README.md (its card), training.html (curves), metrics.jsonl, train.json"
 
 
+@contextlib.contextmanager
+def without_bars() -> Iterator[None]:
+    """Keeps transformers' own bars, for weights that are read or written, from standing beside ours."""
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
+
+
 class View:
     """Everything that `train` says, on stderr; nothing if `quiet`."""
 
