@@ -69,8 +69,9 @@ _FILES = "the model, README.md (its card), training.html (curves), metrics.jsonl
 @contextlib.contextmanager
 def without_bars() -> Iterator[None]:
     """Keeps transformers' own bars, for weights that are read or written, from standing beside ours."""
-    from transformers.utils import logging
+    import transformers
 
+    logging: Any = transformers.utils.logging  # not typed
     shown = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()
     try:
