@@ -52,7 +52,9 @@ def test_log_probabilities_and_gradients_are_those_of_separate_passes(family: st
     found = gradients(model)
     assert found.keys() == wanted.keys()
     for name, gradient in wanted.items():
-        torch.testing.assert_close(found[name], gradient, rtol=1e-4, atol=1e-5, msg=name)
+        # Sums in another order: float32 noise of the largest numbers, more or less of it by CPU.
+        noise = 1e-5 + 2e-5 * float(gradient.abs().max())
+        torch.testing.assert_close(found[name], gradient, rtol=1e-4, atol=noise, msg=name)
 
 
 @pytest.mark.parametrize("family", ["Llama", "Gemma2"])

@@ -104,12 +104,15 @@ def plain(
             q, k, v = (x[:, :, start:split] for x in (query, key, value))
             parts.append(_attend(q, k, v, scaling, dropout, softcap))
         if rejected:
-            q = query[:, :, split : split + rejected]
-            k, v = (
+            q, k, v = (
                 torch.cat([x[:, :, start : start + prefix], x[:, :, split : split + rejected]], dim=2)
-                for x in (key, value)
+                for x in (query, key, value)
             )
-            parts.append(_attend(q, k, v, scaling, dropout, softcap))
+            # A mask has all keys multiplied with all queries, which a causal pass halves: where the rest is
+            # the longer part, running the prefix once more and leaving it out is less.
+            again = rejected >= prefix and softcap is None
+            out = _attend(q if again else q[:, :, prefix:], k, v, scaling, dropout, softcap)
+            parts.append(out[:, :, prefix:] if again else out)
     return torch.cat(parts, dim=2).transpose(1, 2), None
 
 

@@ -320,9 +320,9 @@ def _held(group: argparse._ArgumentGroup) -> None:
         "--kernels",
         choices=("auto", "fused", "lean", "plain"),
         default="auto",
-        help="norms, rotary positions, gates and the head by fused kernels, the former in a form that keeps "
-        "less for the way back, or all as the model has them; auto: fused on CUDA where Triton works, "
-        "or else lean",
+        help="norms, rotary positions, gates and the head by fused kernels; lean: in PyTorch, keeping less "
+        "for the way back; plain: as the model has them; auto: fused on CUDA where Triton works, or else "
+        "lean",
     )
     group.add_argument("--no-share", action="store_true", help="a pass of its own for each answer")
     group.add_argument(

@@ -10,26 +10,32 @@ from typing import Any
 
 import peft
 import pytest
+import tiny_models
 import torch
 import transformers
-from tiny_models import FAMILIES, some_pairs, tiny_model
+from tiny_models import FAMILIES, some_pairs
 from torch import nn
 
 from clair_apo.train import attention
 from clair_apo.train.kernels.layers import install as installing
-from clair_apo.train.kernels.layers.install import GATE, NORM, ROPE, Installed, fused, install, lean
+from clair_apo.train.kernels.layers.install import GATE, NORM, ROPE, Installed, Layers, fused, install, lean
 from clair_apo.train.packing import pack
 from clair_apo.train.policy import Policy
 
 attention.register()
 
-# Three layers: two norms each and one at the end; more where heads or outputs have norms of their own.
+# One layer has two norms, and one is at the end; more where heads or outputs have norms of their own.
 FUSED = {
-    **{name: {NORM: 7, GATE: 3, ROPE: 3} for name in ("Llama", "Qwen2", "Mistral", "Gemma", "Granite")},
-    "Qwen3": {NORM: 13, GATE: 3, ROPE: 3},
-    "Gemma2": {NORM: 13, GATE: 3, ROPE: 3},
-    "Cohere": {GATE: 3},
+    **{name: {NORM: 3, GATE: 1, ROPE: 1} for name in ("Llama", "Qwen2", "Mistral", "Gemma", "Granite")},
+    "Qwen3": {NORM: 5, GATE: 1, ROPE: 1},
+    "Gemma2": {NORM: 5, GATE: 1, ROPE: 1},
+    "Cohere": {GATE: 1},
 }
+
+
+def tiny_model(family: str, **changes: Any) -> Any:
+    """One layer: the interpreter is slow."""
+    return tiny_models.tiny_model(family, num_hidden_layers=1, **changes)
 
 
 def objective(chosen: torch.Tensor, rejected: torch.Tensor, part: slice) -> torch.Tensor:
@@ -59,24 +65,31 @@ def assert_same(found: dict[str, torch.Tensor], wanted: dict[str, torch.Tensor],
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_log_probabilities_and_gradients_are_those_of_the_model_as_it_is(family: str) -> None:
+@pytest.mark.parametrize("make", [fused, lean])
+def test_log_probabilities_and_gradients_are_those_of_the_model_as_it_is(
+    family: str, make: Callable[[], Layers]
+) -> None:
     model = tiny_model(family)
     wanted = step(model)
-    installed = install(model, fused())
+    installed = install(model, make())
     assert installed.kinds == FUSED[family]
-    left = {"CohereLayerNorm": 4, "CohereAttention": 3} if family == "Cohere" else {}
+    left = {"CohereLayerNorm": 2, "CohereAttention": 1} if family == "Cohere" else {}
     assert installed.left == left
     found = step(model)
     assert_same(found, wanted, 1e-5)
-    assert any(not torch.equal(found[name], wanted[name]) for name in wanted)  # the kernels did run
+    if not (make is lean and family == "Cohere"):  # whose gates give the very same bits
+        assert any(not torch.equal(found[name], wanted[name]) for name in wanted)  # ours did run
     with installed.aside():
         assert_same(step(model), wanted, 0)
-    assert_same(step(model), found, 0)
+    assert all("forward" in vars(module) for module in installed.modules)
 
 
 @pytest.mark.parametrize("family", ["Llama", "Qwen3", "Gemma"])
 @pytest.mark.parametrize("way", ["float16", "autocast"])
-def test_in_fewer_bits_it_rounds_as_the_model_does(family: str, way: str) -> None:
+@pytest.mark.parametrize("make", [fused, lean])
+def test_in_fewer_bits_it_rounds_as_the_model_does(
+    family: str, way: str, make: Callable[[], Layers]
+) -> None:
     """The distance to the model as it is stays below the model's own distance to float32. In float16, since
     Triton's interpreter does not round to bfloat16."""
     exact = step(tiny_model(family))
@@ -85,7 +98,7 @@ def test_in_fewer_bits_it_rounds_as_the_model_does(family: str, way: str) -> Non
     if way == "float16":
         model.to(torch.float16)
     wanted = step(model, autocast=autocast)
-    assert install(model, fused(), autocast).kinds == FUSED[family]
+    assert install(model, make(), autocast).kinds == FUSED[family]
     found = step(model, autocast=autocast)
     for name, tensor in wanted.items():
         assert found[name].dtype == tensor.dtype
@@ -104,9 +117,9 @@ def test_adapters_checkpointing_and_separate_passes() -> None:
     apart = step(base, share=False)
     together = step(base)
     assert install(model, fused()).kinds == FUSED["Llama"]
-    assert_same(step(base, budget=20), together, 1e-5)
+    assert_same(step(base, budget=1), together, 1e-5)
     base.set_attn_implementation("eager")
-    assert_same(step(base, share=False, budget=20), apart, 1e-5)
+    assert_same(step(base, share=False, budget=1), apart, 1e-5)
     assert not any(p.requires_grad for n, p in model.named_parameters() if "norm" in n)
 
 
@@ -175,7 +188,7 @@ def test_what_looks_alike_but_differs_stays(kind: str) -> None:
 )
 def test_an_activation_is_known_by_what_it_does(activation: str, fits: bool) -> None:
     model = tiny_model("Llama", hidden_act=activation)
-    assert install(model, fused()).kinds[GATE] == (3 if fits else 0)
+    assert install(model, fused()).kinds[GATE] == fits
 
 
 @pytest.mark.parametrize("name", ["olmo2", "llama"])
@@ -197,10 +210,11 @@ def test_rotary_positions_of_a_part_of_a_head_stay() -> None:
     model.model.rotary_emb.inv_freq = model.model.rotary_emb.inv_freq[:2]
     installed = install(model, fused())
     assert installed.kinds[ROPE] == 0
-    assert installed.left == {"LlamaAttention": 3}
+    assert installed.left == {"LlamaAttention": 1}
 
 
-def test_scaled_frequencies_and_other_layouts_of_heads() -> None:
+@pytest.mark.parametrize("make", [fused, lean])
+def test_scaled_frequencies_and_other_layouts_of_heads(make: Callable[[], Layers]) -> None:
     scaling = {
         "rope_type": "yarn",
         "rope_theta": 1e4,
@@ -209,16 +223,18 @@ def test_scaled_frequencies_and_other_layouts_of_heads() -> None:
     }
     model = tiny_model("Llama", rope_parameters=scaling)
     wanted = step(model)
-    assert install(model, fused()).kinds == FUSED["Llama"]
+    assert install(model, make()).kinds == FUSED["Llama"]
     assert_same(step(model), wanted, 1e-5)
     q, k = torch.randn(1, 5, 3, 8), torch.randn(1, 5, 1, 8)
     cos, sin = torch.randn(2, 1, 5, 8)
     own = transformers.models.llama.modeling_llama.apply_rotary_pos_emb
-    torch.testing.assert_close(installing._turn(q, k, cos, sin, 2), own(q, k, cos, sin, 2))
+    torch.testing.assert_close(
+        installing._turning(make().rotate)(q, k, cos, sin, 2), own(q, k, cos, sin, 2)
+    )
 
 
 def test_one_line_says_what_is_fused() -> None:
-    installed = Installed()
+    installed = Installed("fused")
     installed.kinds.update({NORM: 61, GATE: 30, ROPE: 30})
     assert installed.text() == "fused: 61 RMSNorm, 30 SwiGLU, 30 RoPE"
     installed.left.update({"CohereLayerNorm": 4})

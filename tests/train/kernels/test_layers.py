@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from clair_apo.errors import ClairError
-from clair_apo.train.kernels.layers import naive, norm, rope, swiglu
+from clair_apo.train.kernels.layers import lean, naive, norm, rope, swiglu
 from clair_apo.train.kernels.layers.naive import GEMMA, LLAMA, OLMO2, NormForm
 
 FLOAT, BRIEF, HALF = torch.float32, torch.bfloat16, torch.float16
@@ -212,3 +212,49 @@ def test_the_plain_forms_are_what_their_definitions_say() -> None:
     turned, _ = naive.rotate(q, q, cos, sin)
     wanted = torch.complex(q[..., :4], q[..., 4:]) * torch.complex(cos[..., :4], sin[..., :4])[:, None]
     torch.testing.assert_close(turned, torch.cat([wanted.real, wanted.imag], dim=-1))
+
+
+LEAN = [
+    (lean.rms_norm, naive.rms_norm, [(2, 7, 64), (64,)], (1e-6, form)) for form in (LLAMA, GEMMA, OLMO2)
+]
+LEAN += [(lean.gated, naive.gated, [(7, 64), (7, 64)], (name,)) for name in naive.ACTIVATIONS]
+
+
+@pytest.mark.parametrize(("dtype", "share"), [(FLOAT, 1e-6), (HALF, 4e-3), (BRIEF, 3e-2)])
+def test_lean_layers_give_the_numbers_of_the_naive_ones(dtype: torch.dtype, share: float) -> None:
+    generator = torch.Generator().manual_seed(0)
+
+    def draw(*shape: int) -> Tensor:
+        return torch.randn(shape, generator=generator).to(dtype)
+
+    angles = [draw(1, 9, 16), draw(1, 9, 16)]
+    cases: list[tuple[Any, Any, list[Tensor], tuple[Any, ...]]] = [
+        (ours, plain, [draw(*shape) for shape in shapes], others) for ours, plain, shapes, others in LEAN
+    ]
+    cases.append((lean.rotate, naive.rotate, [draw(2, 4, 9, 16), draw(2, 2, 9, 16)], tuple(angles)))
+    for ours, plain, leaves, others in cases:
+        for a, b in both(ours, plain, leaves, *others):
+            assert a.dtype == b.dtype
+            torch.testing.assert_close(a, b, rtol=0, atol=share * float(b.abs().max()))
+
+
+def test_lean_layers_keep_their_inputs_only() -> None:
+    """Of numbers a token: a norm its input and one more, a gate its two inputs, positions nothing."""
+    kept: list[int] = []
+
+    def keep(x: Tensor) -> Tensor:
+        kept.append(x.numel())
+        return x
+
+    x, weight, other = (torch.randn(shape, requires_grad=True) for shape in ((5, 64), (64,), (5, 64)))
+    heads = torch.randn(1, 2, 5, 16, requires_grad=True)
+    angles = torch.randn(2, 1, 5, 16)
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x):
+        lean.rms_norm(x, weight, 1e-6)
+        assert sorted(kept) == [5, 64, 320]
+        kept.clear()
+        lean.gated(x, other)
+        assert kept == [320, 320]
+        kept.clear()
+        lean.rotate(heads, heads, *angles)
+        assert kept == [80] * 4  # the angles, which all layers have in common

@@ -1,6 +1,7 @@
 """The layers of this folder in a model of transformers, each behind a check that it is the module's equal.
 
-They come in two makes: kernels (`norm.py`, `rope.py`, `swiglu.py`), and PyTorch that keeps less (`lean.py`).
+They come in two makes: kernels (`norm.py`, `rope.py`, `swiglu.py`), and PyTorch that keeps less
+(`lean.py`).
 No class is known by name. A module that looks like an RMSNorm, a gated MLP or an attention with rotary
 positions runs over a few random rows, as it is and by the kernel; where values and gradients agree, the
 module gets a `forward` of its own, and where they do not, it stays and is counted. Only the instance
@@ -231,16 +232,21 @@ class _Rotary:
         cos, sin = _random(2, 1, 4, size).to(weight)
         theirs = _results(lambda q, k: own(q, k, cos, sin), rows, [])
         ours = _results(lambda q, k: self._rotate(q, k, cos, sin), rows, [])
-        return _rebound(forward, ROTARY, self._turn) if _agree(ours, theirs, dtype) else None
+        return _rebound(forward, ROTARY, _turning(self._rotate)) if _agree(ours, theirs, dtype) else None
 
-    def _turn(
-        self, q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, unsqueeze_dim: int = 1
+
+def _turning(rotate: Callable[..., tuple[Tensor, Tensor]]) -> Callable[..., tuple[Tensor, Tensor]]:
+    """`apply_rotary_pos_emb` by `rotate`; heads are in the dimension `unsqueeze_dim`, 1 or 2."""
+
+    def turn(
+        q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, unsqueeze_dim: int = 1
     ) -> tuple[Tensor, Tensor]:
-        """`apply_rotary_pos_emb`; heads are in the dimension `unsqueeze_dim`, 1 or 2."""
         if unsqueeze_dim == 1:
-            return self._rotate(q, k, cos, sin)
-        q, k = self._rotate(q.transpose(1, 2), k.transpose(1, 2), cos, sin)
+            return rotate(q, k, cos, sin)
+        q, k = rotate(q.transpose(1, 2), k.transpose(1, 2), cos, sin)
         return q.transpose(1, 2), k.transpose(1, 2)
+
+    return turn
 
 
 def _plain(function: Any) -> FunctionType:

@@ -103,8 +103,9 @@ def _turned(x: Tensor, cos: Tensor, sin: Tensor, *, back: bool = False) -> Tenso
     half = x.shape[-1] // 2
     sign = 1 if back else -1
     out = x * cos
-    # Back, each number meets the sine that its partner was multiplied with.
+    # Back, each number meets the sine that its partner was multiplied with. Products are rounded before
+    # they are added, as the modules do.
     first, second = sin[..., :half], sin[..., half:]
-    out[..., :half].addcmul_(x[..., half:], second if back else first, value=sign)
-    out[..., half:].addcmul_(x[..., :half], first if back else second, value=-sign)
+    out[..., :half].add_(x[..., half:] * (second if back else first), alpha=sign)
+    out[..., half:].add_(x[..., :half] * (first if back else second), alpha=-sign)
     return out

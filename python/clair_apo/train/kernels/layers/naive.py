@@ -7,7 +7,6 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-
 ACTIVATIONS = ("silu", "gelu-tanh")
 
 
