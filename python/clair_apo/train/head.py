@@ -190,7 +190,7 @@ def pair_losses(
     rejected answers (float64 [pairs]).
     """
     loss, chosen, rejected = _PairLosses.apply(
-        hidden, weight, targets, bias, tuple(entries), losses, shape, chunk_bytes
+        hidden, weight, targets, bias, tuple(entries), losses, shape, chunk_bytes, torch.is_grad_enabled()
     )
     return loss, chosen, rejected
 
@@ -210,10 +210,13 @@ class _PairLosses(torch.autograd.Function):
         losses: PairLosses,
         shape: HeadShape,
         chunk_bytes: int,
+        grad_enabled: bool,
     ) -> tuple[Tensor, Tensor, Tensor]:
         head = _Head(weight, bias, shape)
         wanted = ctx.needs_input_grad
-        sink = _Sink(hidden, weight, bias, wanted[0], wanted[1]) if wanted[0] or wanted[1] else None
+        sink = None
+        if grad_enabled and (wanted[0] or wanted[1]):
+            sink = _Sink(hidden, weight, bias, wanted[0], wanted[1])
         at_once = _rows_at_once(weight.shape[0], chunk_bytes)
         total = hidden.new_zeros((), dtype=torch.float64)
         sums = []
@@ -248,7 +251,7 @@ class _PairLosses(torch.autograd.Function):
         ctx.sink = None
         # Scaling gradients that are made already would cost a pass over them: losses are scaled before.
         torch._assert_async(grads[0] == 1)
-        return sink.hidden, sink.weight, None, sink.bias, None, None, None, None
+        return sink.hidden, sink.weight, None, sink.bias, None, None, None, None, None
 
 
 def weigh(

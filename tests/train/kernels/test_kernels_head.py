@@ -20,6 +20,8 @@ from clair_apo.train.policy import Policy
 SCALED = HeadShape(0.3)
 CAPPED = HeadShape(1.7, 5.0)
 HALF_ULP = 2**-8  # of bfloat16: the largest relative error of a rounding
+CUT = 2**-7  # the same where a kernel rounds: Triton's interpreter cuts off what a GPU rounds to nearest
+SHAPES = [(PLAIN_HEAD, False), (SCALED, True), (CAPPED, True)]
 
 
 @dataclass
@@ -57,10 +59,11 @@ def same(found: Sequence[Tensor], wanted: Sequence[Tensor]) -> None:
 SIZES = [(1, 8, 1), (1, 40, 130), (67, 40, 130), (128, 64, 128), (5, 33, 70)]
 
 
-@pytest.mark.parametrize("shape", [PLAIN_HEAD, SCALED, CAPPED])
-@pytest.mark.parametrize("bias", [False, True])
-@pytest.mark.parametrize("sizes", SIZES)
-def test_log_probabilities_and_gradients(sizes: tuple[int, int, int], bias: bool, shape: HeadShape) -> None:
+@pytest.mark.parametrize(
+    ("sizes", "shape", "bias"),
+    [(SIZES[2], *SHAPES[0]), *((sizes, *SHAPES[1]) for sizes in SIZES), (SIZES[2], *SHAPES[2])],
+)
+def test_log_probabilities_and_gradients(sizes: tuple[int, int, int], shape: HeadShape, bias: bool) -> None:
     given = numbers(*sizes, bias)
     upstream = torch.randn(sizes[0])
     expected = naive.token_logps(given.hidden, given.weight, given.targets, given.bias, shape)
@@ -71,6 +74,13 @@ def test_log_probabilities_and_gradients(sizes: tuple[int, int, int], bias: bool
     got = torch.autograd.grad(found, given.leaves, upstream)
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
     same(got, wanted)
+
+
+def test_without_tensor_descriptors(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a GPU before Hopper: kernels take pointers."""
+    monkeypatch.setattr(launch, "described", lambda device: False)
+    test_log_probabilities_and_gradients((67, 40, 130), CAPPED, True)
+    test_losses_of_pairs(SCALED, True, 1000)
 
 
 def test_impossible_tokens_and_huge_logits() -> None:
@@ -110,25 +120,25 @@ def within(found: Tensor, wanted: Tensor, bound: Tensor) -> None:
     assert bool((error <= bound + 1e-6).all()), float((error / bound).max())
 
 
-@pytest.mark.parametrize(("shape", "bias"), [(PLAIN_HEAD, False), (CAPPED, True)])
+@pytest.mark.parametrize(("shape", "bias"), [SHAPES[0], SHAPES[2]])
 def test_bfloat16_is_within_its_bound(shape: HeadShape, bias: bool) -> None:
     """Log-probabilities are those of float32; a gradient of a logit is rounded once, and what comes of it
     once more."""
-    given = numbers(150, 72, 600, bias, torch.bfloat16)
-    upstream = torch.randn(150)
+    given = numbers(140, 72, 300, bias, torch.bfloat16)
+    upstream = torch.randn(140)
     found = fused.token_logps(
-        given.hidden, given.weight, given.targets, given.bias, shape, slice_columns=256
+        given.hidden, given.weight, given.targets, given.bias, shape, slice_columns=160
     )
     expected = naive.token_logps(given.hidden, given.weight, given.targets, given.bias, shape)
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
     of_hidden, of_weight, *of_bias = torch.autograd.grad(found, given.leaves, upstream)
     true = gradient_of_logits(given, shape, upstream)
     hidden, weight = given.hidden.detach().float(), given.weight.detach().float()
-    once = HALF_ULP * true.abs()
-    within(of_hidden, true @ weight, once @ weight.abs() + HALF_ULP * (true @ weight).abs() * 1.01)
-    within(of_weight, true.T @ hidden, once.T @ hidden.abs() + HALF_ULP * (true.T @ hidden).abs() * 1.01)
-    for found in of_bias:
-        within(found, true.sum(0), once.sum(0) + HALF_ULP * true.sum(0).abs() * 1.01)
+    once = CUT * true.abs()
+    within(of_hidden, true @ weight, once @ weight.abs() + HALF_ULP * (true @ weight).abs() * 1.02)
+    within(of_weight, true.T @ hidden, once.T @ hidden.abs() + HALF_ULP * (true.T @ hidden).abs() * 1.02)
+    for gradient in of_bias:
+        within(gradient, true.sum(0), once.sum(0) + HALF_ULP * true.sum(0).abs() * 1.02)
 
 
 def entries_of(*counts: tuple[int, int, int]) -> list[Entries]:
@@ -150,9 +160,10 @@ def objective(chosen: Tensor, rejected: Tensor, part: slice) -> Tensor:
     return factors * (torch.tanh(chosen / 50) - 0.7 * torch.tanh(rejected / 40))
 
 
-@pytest.mark.parametrize("shape", [PLAIN_HEAD, SCALED, CAPPED])
-@pytest.mark.parametrize("bias", [False, True])
-@pytest.mark.parametrize("chunk_rows", [1, 15, 1000])
+@pytest.mark.parametrize(
+    ("shape", "bias", "chunk_rows"),
+    [(*SHAPES[1], 1), (*SHAPES[0], 15), *((*shape, 1000) for shape in SHAPES)],
+)
 def test_losses_of_pairs(shape: HeadShape, bias: bool, chunk_rows: int) -> None:
     """In one chunk; in several, with a pair that is larger than one; and all pairs larger than a chunk."""
     given = numbers(ROWS, 40, 130, bias)
@@ -170,7 +181,7 @@ def test_losses_of_pairs(shape: HeadShape, bias: bool, chunk_rows: int) -> None:
 
 @pytest.mark.parametrize("name", OBJECTIVES)
 def test_every_objective(name: str) -> None:
-    given = numbers(ROWS, 40, 130)
+    given = numbers(ROWS, 24, 70)
     loss = Objective(ObjectiveOptions(name, sft_weight=0.0 if name == "sft" else 0.5))
     logps = naive.token_logps(given.hidden, given.weight, given.targets)
     reference = [side.detach() + torch.randn(len(ENTRIES)) for side in pair_sums(logps, ENTRIES)]
@@ -189,7 +200,7 @@ def test_every_objective(name: str) -> None:
 
     factors = (given.hidden, given.weight, given.targets, ENTRIES, losses)
     expected, *_ = naive.pair_losses(*factors)
-    found, *_ = fused.pair_losses(*factors, chunk_bytes=40 * 4 * 130)
+    found, *_ = fused.pair_losses(*factors, chunk_bytes=40 * 4 * 70)
     torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-6)
     same(torch.autograd.grad(found, given.leaves), torch.autograd.grad(expected, given.leaves))
 
@@ -197,10 +208,10 @@ def test_every_objective(name: str) -> None:
 @pytest.mark.parametrize("chunk_rows", [30, 1000])
 def test_losses_of_pairs_in_bfloat16_are_within_their_bound(chunk_rows: int) -> None:
     """A gradient of a logit is rounded twice, and the weight's sum once for each of three chunks."""
-    given = numbers(ROWS, 72, 600, True, torch.bfloat16)
+    given = numbers(ROWS, 72, 300, True, torch.bfloat16)
     assert given.bias is not None
     factors = (given.hidden, given.weight, given.targets, ENTRIES, objective, given.bias, SCALED)
-    loss, *sums = fused.pair_losses(*factors, chunk_bytes=chunk_rows * 2 * 600)
+    loss, *sums = fused.pair_losses(*factors, chunk_bytes=chunk_rows * 2 * 300)
     expected, *wanted = naive.pair_losses(*factors)
     torch.testing.assert_close(loss, expected, rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(sums, wanted, rtol=1e-6, atol=1e-5)
@@ -211,12 +222,12 @@ def test_losses_of_pairs_in_bfloat16_are_within_their_bound(chunk_rows: int) -> 
     true = gradient_of_logits(given, SCALED, torch.autograd.grad(value, logps)[0])
     of_hidden, of_weight, of_bias = torch.autograd.grad(loss, given.leaves)
     hidden, weight = given.hidden.detach().float(), given.weight.detach().float()
-    twice = 2.01 * HALF_ULP * true.abs()
-    within(of_hidden, true @ weight, twice @ weight.abs() + HALF_ULP * (true @ weight).abs() * 1.01)
+    twice = 2.02 * CUT * true.abs()
+    within(of_hidden, true @ weight, twice @ weight.abs() + HALF_ULP * (true @ weight).abs() * 1.02)
     chunks = len(head.groups(ENTRIES, chunk_rows))
     assert chunks == (1 if chunk_rows == 1000 else 3)
     within(of_weight, true.T @ hidden, (twice.T + chunks * HALF_ULP * true.abs().T) @ hidden.abs())
-    within(of_bias, true.sum(0), twice.sum(0) + HALF_ULP * true.sum(0).abs() * 1.01)
+    within(of_bias, true.sum(0), twice.sum(0) + HALF_ULP * true.sum(0).abs() * 1.02)
 
 
 def test_what_is_kept_at_a_time_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -257,8 +268,10 @@ def test_a_loss_that_is_scaled_afterwards_is_refused() -> None:
         (2 * loss).backward()
 
 
-@pytest.mark.parametrize("family", ["Llama", "Gemma2", "Cohere"])
-@pytest.mark.parametrize("autocast", [None, torch.bfloat16])
+@pytest.mark.parametrize(
+    ("family", "autocast"),
+    [("Llama", None), ("Llama", torch.bfloat16), ("Gemma2", None), ("Cohere", None)],
+)
 def test_policy_with_the_fused_head(family: str, autocast: torch.dtype | None) -> None:
     """Tied embeddings and a soft cap are Gemma 2's, a scale is Cohere's."""
     attention.register()

@@ -23,6 +23,7 @@ from __future__ import annotations
 import argparse
 import importlib
 import json
+import os
 import pkgutil
 import re
 import subprocess
@@ -30,7 +31,9 @@ import sys
 import tempfile
 import warnings
 from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
+from multiprocessing import get_context
 from typing import Any
 
 from clair_apo.train import kernels
@@ -205,8 +208,15 @@ def _width(modifiers: str) -> int:
     return 4
 
 
-def all_resources(gpus: tuple[Generation, ...] = GENERATIONS) -> list[Resources]:
-    return [resources(spec, gpu) for spec in specs() for gpu in gpus]
+def all_resources() -> list[Resources]:
+    """Every kernel on every generation, compiled by as many processes as there are cores."""
+    wanted = [(spec.name, gpu) for spec in specs() for gpu in GENERATIONS]
+    with ProcessPoolExecutor(os.cpu_count(), get_context("spawn")) as pool:
+        return list(pool.map(_named, *zip(*wanted, strict=True)))
+
+
+def _named(name: str, gpu: Generation) -> Resources:
+    return resources(next(spec for spec in specs() if spec.name == name), gpu)
 
 
 def table(rows: list[Resources]) -> str:

@@ -78,7 +78,16 @@ def pair_losses(
     rejected answers (float64 [pairs]).
     """
     loss, chosen, rejected = _PairLosses.apply(
-        hidden, weight, targets, bias, tuple(entries), losses, shape, chunk_bytes, slice_columns
+        hidden,
+        weight,
+        targets,
+        bias,
+        tuple(entries),
+        losses,
+        shape,
+        chunk_bytes,
+        slice_columns,
+        torch.is_grad_enabled(),  # within a function of autograd it never is
     )
     return loss, chosen, rejected
 
@@ -123,9 +132,10 @@ class _PairLosses(torch.autograd.Function):
         shape: HeadShape,
         chunk_bytes: int,
         slice_columns: int,
+        grad_enabled: bool,
     ) -> tuple[Tensor, Tensor, Tensor]:
         wanted = ctx.needs_input_grad
-        sink = _Sink(hidden, weight, bias, wanted) if any(wanted) else None
+        sink = _Sink(hidden, weight, bias, wanted) if grad_enabled and any(wanted) else None
         head = Head(launch.aligned(weight), bias, shape)
         rows_of = launch.aligned(hidden)
         at_once = max(1, chunk_bytes // (hidden.element_size() * weight.shape[0]))
@@ -160,7 +170,7 @@ class _PairLosses(torch.autograd.Function):
         ctx.sink = None
         # Scaling gradients that are made already would cost a pass over them: losses are scaled before.
         torch._assert_async(grads[0] == 1)
-        return sink.hidden, sink.weight, None, sink.finished_bias(), None, None, None, None, None
+        return sink.hidden, sink.weight, None, sink.finished_bias(), None, None, None, None, None, None
 
 
 class _Sink:

@@ -2,7 +2,8 @@
 
 Stages of the two kernels that make logits (`distributions`, `slopes`): a tile of logits, [ROWS, COLUMNS],
 is a loop over the hidden numbers. Tiles of both factors come into a pipeline of shared memory, through
-tensor descriptors (TMA) on Hopper and later, and matrix instructions multiply them into float32 accumulators.
+tensor descriptors (TMA) on Hopper and later, and matrix instructions add their product to float32
+accumulators.
 Scale, bias and soft cap are applied to the accumulators, and the tile ends as one of these:
 - `distributions`: for each row its maximum, the sum of exp(logit - maximum), and the target's logit where
   it lies in the tile; with KEEP also exp(logit - maximum) itself, in the dtype of the factors.
@@ -21,7 +22,7 @@ finishes its tile. Tiles go in groups of GROUP row tiles that share their column
 from the L2 cache. What lies beyond the matrices is read as 0 and not written.
 """
 
-# mypy: allow-untyped-defs, allow-untyped-decorators
+# mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-decorators
 
 from __future__ import annotations
 
@@ -50,7 +51,7 @@ class Tiles:
     @property
     def out(self) -> tuple[int, int]:
         """What is written at a time."""
-        return self.rows, self.columns // 2
+        return self.rows, self.columns // 4
 
     @property
     def constants(self) -> dict[str, int]:
@@ -85,10 +86,13 @@ def place(count, columns, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
 def read(matrix, row, column, count, width, stride, R: tl.constexpr, C: tl.constexpr, TMA: tl.constexpr):
     """[R, C] from (row, column) on of `matrix` [count, width]: its tensor descriptor, or its pointer."""
     if TMA:
-        return matrix.load([row, column])
-    rows, columns = row + tl.arange(0, R), column + tl.arange(0, C)
-    places = matrix + rows.to(tl.int64)[:, None] * stride + columns[None, :]
-    return tl.load(places, mask=(rows < count)[:, None] & (columns < width)[None, :], other=0.0)
+        values = matrix.load([row, column])
+    else:
+        rows, columns = row + tl.arange(0, R), column + tl.arange(0, C)
+        places = matrix + rows.to(tl.int64)[:, None] * stride + columns[None, :]
+        inside = (rows < count)[:, None] & (columns < width)[None, :]
+        values = tl.load(places, mask=inside, other=0.0)
+    return values
 
 
 @triton.jit
@@ -106,11 +110,20 @@ def write(matrix, row, column, count, width, stride, values, TMA: tl.constexpr):
 
 @triton.jit
 def halves(tile):
-    """The left and the right half of a tile. What follows a product is done to one after the other, which
-    takes fewer registers beside the accumulators."""
+    """The left and the right half of a tile."""
     rows: tl.constexpr = tile.shape[0]
     half: tl.constexpr = tile.shape[1] // 2
     return tl.split(tl.permute(tl.reshape(tile, (rows, 2, half)), (0, 2, 1)))
+
+
+@triton.jit
+def quarters(tile):
+    """A tile as four, of a quarter of its columns each. What follows a product is done to one after the
+    other, which takes fewer registers beside the accumulators."""
+    left, right = halves(tile)
+    first, second = halves(left)
+    third, fourth = halves(right)
+    return first, second, third, fourth
 
 
 @triton.jit
@@ -163,10 +176,10 @@ def distributions(
     target = (tl.load(targets + rows, mask=there, other=-1) - column).to(tl.int32)
     total = tl.zeros((ROWS,), tl.float32)
     own = tl.zeros((ROWS,), tl.float32)
-    parts = halves(logits)
-    for number in tl.static_range(2):
-        before = number * (COLUMNS // 2)
-        hit = tl.arange(0, COLUMNS // 2)[None, :] == (target - before)[:, None]
+    parts = quarters(logits)
+    for number in tl.static_range(4):
+        before = number * (COLUMNS // 4)
+        hit = tl.arange(0, COLUMNS // 4)[None, :] == (target - before)[:, None]
         own += tl.sum(tl.where(hit, parts[number], 0.0), 1)
         exps = tl.exp(parts[number] - base[:, None])
         total += tl.sum(exps, 1)
@@ -203,10 +216,10 @@ def slopes(
     inverse = 1 / tl.load(sums + rows, mask=there, other=1.0)
     coefficient = tl.load(coefficients + rows, mask=there, other=0.0)
     target = (tl.load(targets + rows, mask=there, other=-1) - first - column).to(tl.int32)
-    parts = halves(logits)
-    for number in tl.static_range(2):
-        before = number * (COLUMNS // 2)
-        hit = tl.arange(0, COLUMNS // 2)[None, :] == (target - before)[:, None]
+    parts = quarters(logits)
+    for number in tl.static_range(4):
+        before = number * (COLUMNS // 4)
+        hit = tl.arange(0, COLUMNS // 4)[None, :] == (target - before)[:, None]
         share = tl.exp(parts[number] - peak[:, None]) * inverse[:, None]
         gradient = coefficient[:, None] * (tl.where(hit, 1.0, 0.0) - share)
         if CAPPED:
@@ -257,10 +270,10 @@ def add_product(
         one = read(left, row, start, count, inner, left_stride, ROWS, DEPTH, TMA)
         two = read(right, start, column, inner, width, right_stride, DEPTH, COLUMNS, TMA)
         product = tl.dot(one, two, product, input_precision="ieee")
-    parts = halves(product)
-    for number in tl.static_range(2):
-        at = column + number * (COLUMNS // 2)
-        sums = read(out, row, at, count, width, out_stride, ROWS, COLUMNS // 2, TMA) + parts[number]
+    parts = quarters(product)
+    for number in tl.static_range(4):
+        at = column + number * (COLUMNS // 4)
+        sums = read(out, row, at, count, width, out_stride, ROWS, COLUMNS // 4, TMA) + parts[number]
         write(out, row, at, count, width, out_stride, sums, TMA)
 
 
@@ -331,6 +344,14 @@ def _specs() -> tuple[Spec, ...]:
         "COLUMNS": "constexpr",
     }
     return (
+        _product(
+            "head: log-probabilities",
+            distributions,
+            forward,
+            {"HAS_BIAS": False, "CAPPED": False, "KEEP": False},
+            product,
+            read,
+        ),
         _product(
             "head: log-probabilities, bias and soft cap",
             distributions,
