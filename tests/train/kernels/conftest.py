@@ -41,7 +41,7 @@ def _interpreted(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(SWITCH, "1")
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def compiling() -> dict[str, str]:
     """The environment of a process that compiles kernels in place of interpreting them."""
     return {name: value for name, value in os.environ.items() if name != SWITCH}

@@ -84,7 +84,7 @@ def test_log_probabilities_and_gradients_are_those_of_the_model_as_it_is(
     assert all("forward" in vars(module) for module in installed.modules)
 
 
-@pytest.mark.parametrize("family", ["Llama", "Qwen3", "Gemma"])
+@pytest.mark.parametrize("family", ["Qwen3", "Gemma"])
 @pytest.mark.parametrize("way", ["float16", "autocast"])
 @pytest.mark.parametrize("make", [fused, lean])
 def test_in_fewer_bits_it_rounds_as_the_model_does(

@@ -10,6 +10,7 @@ their part of dw in float32 registers; the parts are written once and added by o
 order of additions hangs on the shape and the device alone, so a step gives the same bits each time.
 """
 
+# mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-decorators
 from __future__ import annotations
 
 from typing import Any

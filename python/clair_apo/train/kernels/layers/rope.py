@@ -9,6 +9,7 @@ The way back is the same turn by the negative angle. Products are rounded to the
 are added, as the module's own are, so both give the same numbers.
 """
 
+# mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-decorators
 from __future__ import annotations
 
 from typing import Any
@@ -51,7 +52,8 @@ class _Rotate(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Any:
         cos, sin = ctx.saved_tensors
-        return *_turn(*grads, cos, sin, ctx.dtype, inverse=True), None, None
+        of_q, of_k = grads
+        return *_turn(of_q, of_k, cos, sin, ctx.dtype, inverse=True), None, None
 
 
 def _turn(

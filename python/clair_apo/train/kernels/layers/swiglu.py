@@ -7,6 +7,7 @@ Both activations are z -> z * sigmoid(a(z)): a(z) = z for SiLU, and for GELU in 
 (1 + tanh u) / 2 = sigmoid(2u), a(z) = 2 sqrt(2/pi) (z + 0.044715 z^3).
 """
 
+# mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-decorators
 from __future__ import annotations
 
 from typing import Any
