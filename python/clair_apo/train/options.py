@@ -17,6 +17,8 @@ OBJECTIVES = ("apo-zero", "apo-down", "dpo", "kto-pair", "kto", "apo-zero-unpair
 SCHEDULES = ("linear", "cosine", "constant")
 TRACKERS = ("tensorboard", "wandb", "trackio")
 
+NOT_RECORDED = ("json", "quiet", "plan", "plan_memory")
+
 # AdamW on bare bf16 weights moves nearly none of them below this rate: a step is less than half the
 # distance to the next bf16 number (docs/training.md, "What a run refuses").
 LOWEST_BF16_RATE = 1e-5
@@ -70,6 +72,8 @@ class TrainOptions:
     resume: str | None = None
     report_to: tuple[str, ...] = ()
     push_to_hub: str | None = None
+    plan: int | None = None
+    plan_memory: float | None = None
     json: bool = False
     quiet: bool = False
 
@@ -87,7 +91,8 @@ class TrainOptions:
 
         if self.objective != "auto":
             ObjectiveOptions.of(self)
-        if self.directory.exists() and Path(self.model).exists() and self.directory.samefile(self.model):
+        folders = self.plan is None and self.directory.exists() and Path(self.model).exists()
+        if folders and self.directory.samefile(self.model):
             raise UsageError(
                 "--output-dir is the folder of --model: the trained model would be written over the one it "
                 "comes from, which is its reference and what --resume starts with; take another folder"
@@ -115,8 +120,8 @@ class TrainOptions:
             )
 
     def as_dict(self) -> dict[str, Any]:
-        """What train.json records: everything but how it was shown."""
-        return {name: value for name, value in asdict(self).items() if name not in ("json", "quiet")}
+        """What train.json records: everything but how it was shown and planned."""
+        return {name: value for name, value in asdict(self).items() if name not in NOT_RECORDED}
 
     @property
     def directory(self) -> Path:
@@ -134,6 +139,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     _steps(parser.add_argument_group("steps"))
     _held(parser.add_argument_group("what is trained of the model, and how it is held"))
     _written(parser.add_argument_group("what is written"))
+    _planned(parser.add_argument_group("memory"))
 
 
 def _what(group: argparse._ArgumentGroup) -> None:
@@ -299,14 +305,14 @@ def _held(group: argparse._ArgumentGroup) -> None:
         "--tokens-per-microbatch",
         type=positive,
         metavar="N",
-        help="run over at a time in each process (default: 4096 on CUDA, 1024 on a CPU)",
+        help="run over at a time in each process (default: what fits, up to 4096, on CUDA; 1024 on a CPU)",
     )
     group.add_argument(
         "--activation-budget",
         type=positive,
         metavar="N",
-        help="tokens whose activations are kept; beyond it layers are run twice (default: one microbatch "
-        "on CUDA, 768 on a CPU)",
+        help="tokens whose activations are kept; beyond it layers are run twice (default: what fits on "
+        "CUDA, 768 on a CPU)",
     )
     group.add_argument(
         "--attention",
@@ -356,6 +362,40 @@ def _written(group: argparse._ArgumentGroup) -> None:
         "--report-to", type=_trackers, default=(), metavar="NAME[,NAME]", help=", ".join(TRACKERS)
     )
     group.add_argument("--push-to-hub", metavar="REPO", help="push the trained model there at the end")
+
+
+def _planned(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
+        "--plan",
+        action=_Plan,
+        nargs="?",
+        const=0,
+        type=positive,
+        metavar="PROCESSES",
+        help="print what memory this run takes, and what it would pick, and end; only --model is needed. "
+        "PROCESSES: as if launched in so many",
+    )
+    group.add_argument(
+        "--plan-memory",
+        type=above_zero,
+        metavar="GIB",
+        help="what the run may take of a GPU (default: what is free; without a GPU 74, that of the 80 GB "
+        "class)",
+    )
+
+
+class _Plan(argparse.Action):
+    """A plan needs neither pairs nor a folder."""
+
+    def __call__(
+        self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: object, *_: object
+    ) -> None:
+        setattr(namespace, self.dest, values)
+        for action in parser._actions:
+            if action.dest in ("pairs", "output_dir"):
+                action.required = False
+                if getattr(namespace, action.dest) is None:
+                    setattr(namespace, action.dest, "")
 
 
 def _below_one(text: object) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from dataclasses import asdict, replace
 from typing import Any
@@ -24,6 +25,10 @@ from clair_apo.train.load import (
     with_adapters,
 )
 from clair_apo.train.loop import Data, Loop, Stopped
+from clair_apo.train.memory.account import Spread
+from clair_apo.train.memory.command import longest_packed
+from clair_apo.train.memory.model import read_config
+from clair_apo.train.memory.plan import MOST_TOKENS, find_room, plan_memory
 from clair_apo.train.metrics import MetricsFile, StepMetrics, mfu
 from clair_apo.train.objectives import Objective, ObjectiveOptions
 from clair_apo.train.optim import make_optimizer
@@ -83,6 +88,8 @@ class _Run:
         found = self._tokens(options.pairs, tokenizer, objective)
         held_out = self._tokens(options.eval_pairs, tokenizer, objective) if options.eval_pairs else None
         longest = max(_longest(f.pairs) for f in (found, held_out) if f is not None)
+        if self.cuda:
+            self.options = options = self._with_budgets(found, held_out, longest, resumed)
 
         policy = self._policy(tokenizer, found.pairs, longest, train=True)
         wants_reference = objective.needs_reference
@@ -160,6 +167,37 @@ class _Run:
         chosen.check()
         return chosen
 
+    def _with_budgets(
+        self, found: Tokenised, held_out: Tokenised | None, longest: int, resumed: Any
+    ) -> TrainOptions:
+        """Tokens of a microbatch and of activations that are kept: as given, as a run that goes on had
+        them, or as they fit."""
+        options = self.options
+        if resumed:
+            options = _before(options)
+        if options.tokens_per_microbatch and options.activation_budget:
+            return options
+        tables = [table.pairs for table in (found, held_out) if table is not None]
+        config = read_config(options.model)
+        room = find_room(options.plan_memory)
+        room = replace(room, size=self.processes.least(room.size))
+        spread = Spread(self.processes.count, launch.sharded(options, self.processes))
+        size = longest_packed(tables, options, config, longest)
+        try:
+            plan = plan_memory(options, config, size, room, spread)
+        except ClairError as error:
+            most = options.tokens_per_microbatch or max(size, MOST_TOKENS["cuda"])
+            self.view.say(f"{error}. --tokens-per-microbatch is {most}; lower it if memory is short")
+            return replace(
+                options, tokens_per_microbatch=most, activation_budget=options.activation_budget or most
+            )
+        choice = plan.choice
+        if choice is None:
+            self.view.say(f"{plan.why()} It is tried all the same, with every layer run twice.")
+            return replace(options, tokens_per_microbatch=plan.longest, activation_budget=1)
+        self.view.say(plan.line())
+        return replace(options, tokens_per_microbatch=choice.tokens, activation_budget=choice.budget)
+
     def _tokens(self, file: str, tokenizer: Any, objective: Objective) -> Tokenised:
         options = self.options
         with self.view.bar("tokens") as advance:
@@ -197,10 +235,10 @@ class _Run:
         return policy.to(self.processes.device)
 
     def _budget(self) -> int:
-        return self.options.tokens_per_microbatch or (4096 if self.cuda else 1024)
+        return self.options.tokens_per_microbatch or MOST_TOKENS["cpu"]
 
     def _activation_budget(self) -> int:
-        return self.options.activation_budget or (self._budget() if self.cuda else CPU_ACTIVATIONS)
+        return self.options.activation_budget or CPU_ACTIVATIONS
 
     def _data(self, pairs: TokenPairs, policy: Policy, objective: Objective, weights: str | None) -> Data:
         """`weights`: the hash of the reference's, where its log-probabilities are cached."""
@@ -336,6 +374,16 @@ class _Run:
         if self.stop.by_user:
             return ClairError(said, EXIT_INTERRUPTED)
         return StoppedEarly(said)
+
+
+def _before(options: TrainOptions) -> TrainOptions:
+    """With the budgets that the run had: others would add up gradients in another order."""
+    try:
+        settings = json.loads((options.directory / "train.json").read_text("utf-8"))["settings"]
+        had = {name: settings[name] for name in ("tokens_per_microbatch", "activation_budget")}
+    except (OSError, ValueError, KeyError, TypeError):
+        return options
+    return replace(options, **{name: getattr(options, name) or value for name, value in had.items()})
 
 
 def _longest(pairs: TokenPairs) -> int:
