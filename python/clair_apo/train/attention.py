@@ -4,6 +4,7 @@ Each token sees the tokens of its own branch up to itself, and the prefix of its
 that, chosen by the model's `attn_implementation`:
 
 - `clair-plain`: two calls of PyTorch's SDPA for each pair. The truth for the other two, and the CPU's way.
+  The rejected rest has a dense mask, so nothing on CUDA chooses this by itself.
 - `clair-flex`: FlexAttention with one block mask for the whole microbatch.
 - `clair-varlen`: one call of variable-length attention, with keys and values of the prefix gathered once
   for each branch. CUDA only. No mask exists.
@@ -14,6 +15,8 @@ these: see `shares`.
 
 from __future__ import annotations
 
+import contextlib
+import inspect
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
@@ -56,6 +59,25 @@ def shares(config: Any, longest: int) -> str | None:
     return None
 
 
+def no_varlen(config: Any) -> str | None:
+    """Why variable-length attention cannot be used with a model of this config, or None."""
+    text = config.get_text_config()
+    if getattr(text, "attn_logit_softcapping", None):
+        return "it knows no soft cap of attention scores"
+    size = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
+    if size % 8 or size > 256:
+        return f"its heads must be a multiple of 8 wide and at most 256, and these are {size}"
+    try:
+        from torch.nn.attention.varlen import varlen_attn
+    except ImportError:
+        known: set[str] = set()
+    else:
+        known = set(inspect.signature(varlen_attn).parameters)
+    if not {"scale", "window_size", "enable_gqa"} <= known:
+        return f"torch {torch.__version__} is too old for it"
+    return None
+
+
 def plain(
     module: nn.Module,
     query: Tensor,
@@ -74,6 +96,7 @@ def plain(
     Raises: ClairError if the model gives no `branches`, that is, drops what it is called with.
     """
     _check(module, branches, kwargs)
+    query, key = _as_value(value, query, key)
     parts = []
     for start, prefix, chosen, rejected in branches or ():
         split = start + prefix + chosen
@@ -98,22 +121,31 @@ def _attend(
     groups = q.shape[1] // k.shape[1]
     if softcap is None:
         mask = _lower_right(q.shape[2], k.shape[2], q.device) if before else None
-        return F.scaled_dot_product_attention(
-            q,
-            k,
-            v,
-            attn_mask=mask,
-            dropout_p=dropout,
-            is_causal=not before,
-            scale=scale,
-            enable_gqa=groups > 1,
-        )
+        with _without_cudnn() if before and q.is_cuda else contextlib.nullcontext():
+            out = F.scaled_dot_product_attention(
+                q,
+                k,
+                v,
+                attn_mask=mask,
+                dropout_p=dropout,
+                is_causal=not before,
+                scale=scale,
+                enable_gqa=groups > 1,
+            )
+        return _in_fixed_order(out)
     k, v = (x.repeat_interleave(groups, dim=1) for x in (k, v))
     scale = q.shape[-1] ** -0.5 if scale is None else scale
     scores = softcap * torch.tanh(q @ k.transpose(2, 3) * scale / softcap)
     scores = scores.masked_fill(~_lower_right(q.shape[2], k.shape[2], q.device), float("-inf"))
     weights = F.dropout(scores.float().softmax(-1).to(q.dtype), dropout)
     return weights @ v
+
+
+def _without_cudnn() -> Any:
+    """cuDNN's backward pass gives NaN with a mask of some lengths (huggingface/trl#7181)."""
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+
+    return sdpa_kernel([SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH])
 
 
 @lru_cache(maxsize=4)  # the layers of one pass ask for the same ones
@@ -140,6 +172,7 @@ def flex(
     _check(module, branches, kwargs)
     if dropout:
         raise ClairError("attention dropout is not possible with --attention flex; use plain")
+    query, key = _as_value(value, query, key)
     mask = _block_mask(branches or (), query.shape[2], query.device)
 
     def capped(score: Tensor, *_: Tensor) -> Tensor:
@@ -199,13 +232,19 @@ def varlen(
     branches: tuple[Branches, ...] | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
-    """As `plain`, by `torch.nn.attention.varlen`: bf16 or fp16 on CUDA."""
+    """As `plain`, by `torch.nn.attention.varlen`: bf16 or fp16 on CUDA.
+
+    Of its two backends cuDNN's aligns causal sequences of unequal lengths at their beginnings, FlashAttention's
+    at their ends, which is what a rest behind a prefix needs. `varlen_attn` knows, and takes FlashAttention
+    wherever the offsets of queries and keys are two tensors, which here they are.
+    """
     from torch.nn.attention.varlen import varlen_attn
 
     _check(module, branches, kwargs)
     if dropout or softcap:
         what = "attention dropout" if dropout else "a soft cap of attention scores"
         raise ClairError(f"{what} is not possible with --attention varlen; use plain")
+    query, key = _as_value(value, query, key)
     gather, queries, keys = varlen_layout(branches or (), query.device)
     k, v = (x[0].transpose(0, 1)[gather] for x in (key, value))
     out = varlen_attn(
@@ -221,7 +260,34 @@ def varlen(
         enable_gqa=query.shape[1] != key.shape[1],
     )
     assert isinstance(out, Tensor)  # a tuple only where the log-sum-exp was asked for
-    return out[None], None
+    return _in_fixed_order(out)[None], None
+
+
+def _as_value(value: Tensor, *others: Tensor) -> list[Tensor]:
+    """Queries and keys in the dtype of values: under autocast angles in float32 make them float32, and only
+    SDPA would turn them back by itself."""
+    return [x.to(value.dtype) for x in others]
+
+
+def _in_fixed_order(out: Tensor) -> Tensor:
+    """Has the backward pass of this attention add in a fixed order, so that a resumed run has the same bits.
+
+    On CUDA FlashAttention and memory-efficient attention do so only while deterministic algorithms are asked
+    for, and other operations would have to pass the same demand if it stood for the whole run.
+    """
+    if out.is_cuda and out.grad_fn is not None:
+        before: list[bool] = []
+
+        def ask(*_: object) -> None:
+            before.append(torch.are_deterministic_algorithms_enabled())
+            torch.use_deterministic_algorithms(True)
+
+        def leave(*_: object) -> None:
+            torch.use_deterministic_algorithms(before.pop())
+
+        out.grad_fn.register_prehook(ask)
+        out.grad_fn.register_hook(leave)
+    return out
 
 
 class Lengths:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,6 +16,7 @@ from clair_apo.train.packing import pack
 from clair_apo.train.policy import Policy, without_dropout
 
 if TYPE_CHECKING:
+    from clair_apo.train.kernels.layers.install import Installed
     from clair_apo.train.options import TrainOptions
     from clair_apo.train.packing import Pair
 
@@ -80,13 +82,48 @@ def sharing(
     if why is not None:
         return False, why
     name = options.attention
-    if name == "auto":
-        bf16 = device.type == "cuda" and options.dtype != "float32"
-        name = "varlen" if bf16 else "plain"
+    unfit = attention.no_varlen(model.config)
+    if unfit is None and options.dtype == "float32":
+        unfit = "it computes in bfloat16"
+    if name == "auto" and device.type == "cuda":
+        name = "flex" if unfit else "varlen"
+    elif name == "auto":
+        name = "plain"
     if device.type != "cuda" and name != "plain":
         raise UsageError(f"--attention {name} trains on CUDA only; plain does everywhere")
+    if name == "varlen" and unfit:
+        raise UsageError(f"--attention varlen is not possible here: {unfit}; flex is")
     model.set_attn_implementation(attention.NAMES[name])
     return True, None
+
+
+def kernels(options: TrainOptions, device: torch.device) -> tuple[bool, str | None]:
+    """Whether layers and head run by fused kernels, and why not where one would think so.
+
+    Raises: UsageError where --kernels asks for what cannot be.
+    """
+    if options.kernels == "plain" or (options.kernels == "auto" and device.type != "cuda"):
+        return False, None
+    why = _no_kernels(device)
+    if why is not None and options.kernels == "fused":
+        raise UsageError(f"--kernels fused is not possible here: {why}; plain is")
+    return why is None, why
+
+
+def _no_kernels(device: torch.device) -> str | None:
+    from clair_apo.train.kernels import available
+
+    if not available(device):
+        if device.type == "cuda":
+            return "Triton is not installed (pip install triton)"
+        return "kernels run on CUDA, and on a CPU in Triton's interpreter only, for tests (TRITON_INTERPRET=1)"
+    from clair_apo.train.kernels.layers.norm import rms_norm
+
+    try:
+        rms_norm(torch.ones(1, 8, device=device), torch.ones(8, device=device), 1e-6)
+    except Exception as error:  # whatever the compiler, its own C compiler or the driver has to say
+        return f"Triton does not work ({one_line(str(error) or type(error).__name__, 200)})"
+    return None
 
 
 def weights_hash(model: torch.nn.Module) -> str:
@@ -98,9 +135,9 @@ def weights_hash(model: torch.nn.Module) -> str:
     return digest.hexdigest()
 
 
-def check_model(policy: Policy, pair: Pair, tolerance: float) -> None:
-    """Compares a pair's log-probabilities, shared and by our head, with those of two passes of the model as
-    it is.
+def check_model(policy: Policy, pair: Pair, tolerance: float, fused: Installed | None = None) -> None:
+    """Compares a pair's log-probabilities, shared and by our head and kernels, with those of two passes of
+    the model as it is.
 
     Raises: ClairError where they differ by more than `tolerance`, in nats a token.
     """
@@ -112,7 +149,8 @@ def check_model(policy: Policy, pair: Pair, tolerance: float) -> None:
     with torch.no_grad():
         _, *ours = policy(batch, lambda chosen, rejected, _: chosen)
         policy.model.set_attn_implementation("eager")
-        theirs = naive.answer_logps(policy.model, [pair])
+        with fused.aside() if fused else contextlib.nullcontext():
+            theirs = naive.answer_logps(policy.model, [pair])
     policy.model.set_attn_implementation(used)
     tokens = max(1, len(pair.chosen) + len(pair.rejected))
     worst = max(float((a - b.to(device)).abs()) for a, b in zip(ours, theirs, strict=True)) / tokens

@@ -62,6 +62,7 @@ class TrainOptions:
     tokens_per_microbatch: int | None = None
     activation_budget: int | None = None
     attention: str = "auto"
+    kernels: str = "auto"
     no_share: bool = False
     sharding: str = "auto"
     eval_pairs: str | None = None
@@ -318,7 +319,15 @@ def _held(group: argparse._ArgumentGroup) -> None:
         "--attention",
         choices=("auto", "plain", "flex", "varlen"),
         default="auto",
-        help="how shared prefixes are attended to: varlen on CUDA in bfloat16, plain elsewhere",
+        help="how shared prefixes are attended to; auto: varlen on CUDA in bfloat16 or else flex, plain on "
+        "a CPU",
+    )
+    group.add_argument(
+        "--kernels",
+        choices=("auto", "fused", "plain"),
+        default="auto",
+        help="norms, rotary positions, gates and the head by fused kernels, or as plain torch; auto: fused "
+        "on CUDA where Triton works",
     )
     group.add_argument("--no-share", action="store_true", help="a pass of its own for each answer")
     group.add_argument(

@@ -34,9 +34,10 @@ class Policy(nn.Module):
         share: bool = True,
         budget: int | None = None,
         autocast: torch.dtype | None = None,
+        fused_head: bool = False,
     ) -> None:
         super().__init__()
-        self.autocast = autocast
+        self.autocast, self.fused_head = autocast, fused_head
         self.causal_lm = causal_lm
         self.share = share
         self.budget = budget

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from dataclasses import asdict, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -18,6 +18,7 @@ from clair_apo.train.guard import Stop, alone, in_words
 from clair_apo.train.launch import Processes
 from clair_apo.train.load import (
     check_model,
+    kernels,
     load_model,
     load_tokenizer,
     sharing,
@@ -41,12 +42,15 @@ from clair_apo.train.reference import Key, References
 from clair_apo.train.tokens import Mismatched, Tokenised, TokenPairs, check_vocabulary, tokenise
 from clair_apo.train.view import View
 
+if TYPE_CHECKING:
+    from clair_apo.train.kernels.layers.install import Installed
+
 # What may change from one start of a run to the next: how it is shown and saved, and what gives the same
 # steps in another way.
 FREE = {
     *("output_dir", "resume", "save_steps", "save_total_limit", "logging_steps", "eval_pairs"),
     *("eval_steps", "report_to", "push_to_hub", "tokens_per_microbatch", "activation_budget"),
-    *("attention", "no_share", "sharding", "reference"),
+    *("attention", "kernels", "no_share", "sharding", "reference"),
     *("model", "pairs"),  # what they hold is compared, not where they lie
 }
 # Tokens whose activations are kept on a CPU, of the 1,024 that a microbatch may have: a quarter of the
@@ -79,6 +83,10 @@ class _Run:
         self.cuda = processes.device.type == "cuda"
         self.dtype = torch.bfloat16 if options.dtype == "bfloat16" else torch.float32
         self.autocast = torch.bfloat16 if self.cuda and options.dtype == "auto" else None
+        self.fused, why = kernels(options, processes.device)
+        if why is not None:
+            self.view.say(f"kernels are plain: {why}")
+        self.fused_layers: Installed | None = None
 
     def run(self) -> dict[str, Any]:
         resumed = self._resumed()
@@ -108,7 +116,8 @@ class _Run:
         self.view.samples(found.pairs, tokenizer)
         if not resumed:
             shortest = found.pairs[int(np.argmin(data.plan.tokens))]
-            check_model(policy, shortest, TOLERANCE[self.autocast or self.dtype])
+            tolerance = TOLERANCE[self.autocast or self.dtype]
+            check_model(policy, shortest, tolerance, self.fused_layers)
         module = launch.wrap(policy, options, self.processes)
         live = None
         if wants_reference and cached is None:
@@ -227,12 +236,26 @@ class _Run:
             self.view.say(f"prefixes are not shared: {why}")
         if options.lora_rank and train:
             model = with_adapters(model, options)
-        policy = Policy(model, share=shares, budget=self._activation_budget(), autocast=self.autocast)
+        policy = Policy(
+            model,
+            share=shares,
+            budget=self._activation_budget(),
+            autocast=self.autocast,
+            fused_head=self.fused,
+        )
         policy.train(train).requires_grad_(train and not options.lora_rank)
         if options.lora_rank and train:
             for name, parameter in policy.named_parameters():
                 parameter.requires_grad_("lora_" in name)
-        return policy.to(self.processes.device)
+        policy = policy.to(self.processes.device)
+        if self.fused:
+            from clair_apo.train.kernels.layers.install import install
+
+            fused_layers = install(policy.causal_lm, self.autocast)
+            if train:
+                self.fused_layers = fused_layers
+                self.view.say(fused_layers.text())
+        return policy
 
     def _budget(self) -> int:
         return self.options.tokens_per_microbatch or MOST_TOKENS["cpu"]
@@ -247,7 +270,8 @@ class _Run:
         def planned(some: Any) -> Data:
             tokens = [packed_tokens(some[i], share=policy.share) for i in range(len(some))]
             plan = Plan(tokens, options.batch_size, self._budget(), options.seed, self.processes.count)
-            key = weights and Key(weights, str(self.autocast or self.dtype))
+            computed = f"{self.autocast or self.dtype}{' fused' if self.fused else ''}"
+            key = weights and Key(weights, computed)
             references = References(key, some.hashes()) if key else None
             return Data(some, plan, references)
 
