@@ -22,7 +22,7 @@ from transformers import (
 from clair_apo.cli import main
 from clair_apo.errors import ClairError
 from clair_apo.train.memory.account import GIB, Spread
-from clair_apo.train.memory.model import empty_policy
+from clair_apo.train.memory.model import empty_policy, fuse
 from clair_apo.train.memory.plan import MemoryPlan, Precision, Room, plan_memory
 from clair_apo.train.memory.trace import empty_batch, without_contents
 from clair_apo.train.options import TrainOptions
@@ -63,7 +63,11 @@ def truth(batch: Packed, given: TrainOptions, budget: int, config: Any = LLAMA_8
     """What PyTorch's tracker sees of the second microbatch of a step, in GiB, by its own categories."""
     with without_contents():
         held = Precision.of(given, CUDA)
-        policy = empty_policy(config, given, held.dtype, held.autocast, 4096, CUDA)
+        policy = empty_policy(
+            config, given, held.dtype, held.autocast, 4096, CUDA, fused=given.kernels != "plain"
+        )
+        if given.kernels != "plain":
+            fuse(policy)
         policy.budget = budget
         for parameter in policy.parameters():
             if parameter.requires_grad:
@@ -87,13 +91,17 @@ def of_plan(found: MemoryPlan) -> float:
 # --- against the truth ---------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("budget", [4095, 2048, 1], ids=["no layer twice", "half", "every layer twice"])
-def test_step_of_8b(budget: int) -> None:
-    given = options(tokens_per_microbatch=4095, activation_budget=budget)
+@pytest.mark.parametrize(
+    ("budget", "kernels"),
+    [(4095, "plain"), (4095, "auto"), (2048, "auto"), (1, "auto")],
+    ids=["no layer twice, plain", "no layer twice", "half", "every layer twice"],
+)
+def test_step_of_8b(budget: int, kernels: str) -> None:
+    flags = {"tokens_per_microbatch": 4095, "activation_budget": budget, "kernels": kernels}
     batch = pack(revisions())
     assert batch.tokens == 4095
-    found = plan(LLAMA_8B, 200.0, longest=1239, tokens_per_microbatch=4095, activation_budget=budget)
-    expected = truth(batch, given, budget)
+    found = plan(LLAMA_8B, 200.0, longest=1239, **flags)
+    expected = truth(batch, options(**flags), budget)
     assert of_plan(found) == pytest.approx(expected["Total"], rel=0.03)
     assert found.standing.weights / GIB == pytest.approx(expected["Parameter"], rel=1e-3)
     assert found.standing.gradients / GIB == pytest.approx(expected["Gradient"], rel=1e-3)

@@ -116,7 +116,9 @@ def _no_kernels(device: torch.device) -> str | None:
     if not available(device):
         if device.type == "cuda":
             return "Triton is not installed (pip install triton)"
-        return "kernels run on CUDA, and on a CPU in Triton's interpreter only, for tests (TRITON_INTERPRET=1)"
+        return (
+            "kernels run on CUDA, and on a CPU in Triton's interpreter only, for tests (TRITON_INTERPRET=1)"
+        )
     from clair_apo.train.kernels.layers.norm import rms_norm
 
     try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import importlib.util
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
@@ -42,6 +43,8 @@ def empty_policy(
     autocast: torch.dtype | None,
     longest: int,
     device: torch.device,
+    *,
+    fused: bool,
 ) -> Policy:
     """The policy as a run on `device` makes it, its parameters without contents. To be called within
     `without_contents`."""
@@ -58,12 +61,26 @@ def empty_policy(
         if options.lora_rank:
             model = with_adapters(model, options)
     _without_contents(model)
-    policy = Policy(model, share=shares, budget=1, autocast=autocast)
+    policy = Policy(model, share=shares, budget=1, autocast=autocast, fused_head=fused)
     policy.train().requires_grad_(not options.lora_rank)
     if options.lora_rank:
         for name, parameter in policy.named_parameters():
             parameter.requires_grad_("lora_" in name)
     return policy
+
+
+def fuse(policy: Policy) -> None:
+    """Has its layers run by kernels where they can. To be called within `without_contents`."""
+    from clair_apo.train.kernels.layers.install import install
+
+    install(policy.causal_lm, policy.autocast)
+
+
+def fuses(options: TrainOptions, device: torch.device) -> bool:
+    """Whether layers and head of a run on this device will be fused kernels, as far as one can know without
+    it; what they keep is seen only where Triton is installed."""
+    wanted = device.type == "cuda" and options.kernels != "plain"
+    return wanted and importlib.util.find_spec("triton") is not None
 
 
 def _without_contents(model: torch.nn.Module) -> None:

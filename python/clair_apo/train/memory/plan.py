@@ -22,7 +22,7 @@ from clair_apo.train.memory.account import (
     choose,
     standing,
 )
-from clair_apo.train.memory.model import count, empty_policy, one_of_each
+from clair_apo.train.memory.model import count, empty_policy, fuse, fuses, one_of_each
 from clair_apo.train.memory.trace import Made, imagined, run_pass, without_contents
 
 if TYPE_CHECKING:
@@ -111,6 +111,7 @@ class MemoryPlan:
 
     model: str
     held: str
+    fused: bool
     parameters: Parameters
     spread: Spread
     standing: Standing
@@ -169,6 +170,7 @@ class MemoryPlan:
         return {
             "model": self.model,
             "held": self.held,
+            "fused_kernels": self.fused,
             "parameters": self.parameters.total,
             "trained": self.parameters.trained,
             "processes": self.spread.processes,
@@ -195,14 +197,18 @@ def plan_memory(options: TrainOptions, config: Any, longest: int, room: Room, sp
     whose layers cannot be run over shapes alone.
     """
     held = Precision.of(options, room.device)
-    kind = room.device.type
+    kind, fused = room.device.type, fuses(options, room.device)
     try:
         with without_contents():
-            policy = empty_policy(config, options, held.dtype, held.autocast, longest, room.device)
+            policy = empty_policy(
+                config, options, held.dtype, held.autocast, longest, room.device, fused=fused
+            )
             parameters = count(policy)
             trained = [p for p in policy.parameters() if p.requires_grad]
             low_bits, moments = held.low_bits(trained), held.moments(trained, options.optimizer)
             kinds = one_of_each(policy)
+            if fused:
+                fuse(policy)
             batches = [imagined(longest, pairs, share=policy.share) for pairs in (1, 2)]
             passes = Passes(
                 *([run_pass(policy, batch, twice=twice) for batch in batches] for twice in (False, True)),
@@ -226,6 +232,7 @@ def plan_memory(options: TrainOptions, config: Any, longest: int, room: Room, sp
     return MemoryPlan(
         model=options.model,
         held=held.text(),
+        fused=fused,
         parameters=parameters,
         spread=spread,
         standing=state,

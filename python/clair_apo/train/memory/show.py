@@ -12,7 +12,7 @@ def text(plan: MemoryPlan) -> str:
     standing, choice = plan.standing, plan.choice
     lines = [
         f"{one_line(plan.model)}: {plan.parameters.total / 1e9:.2f}B parameters, "
-        f"{_trained(plan)}, {plan.held}; {_processes(plan)}",
+        f"{_trained(plan)}, {plan.held}, {'fused' if plan.fused else 'plain'} kernels; {_processes(plan)}",
         "",
         _line("weights", standing.weights),
         _line("low bits", standing.low_bits),

@@ -9,6 +9,7 @@ those that live.
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import weakref
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -139,14 +140,34 @@ def imagined(tokens: int, pairs: int, *, share: bool = True) -> Packed:
 
 
 @contextlib.contextmanager
-def without_contents() -> Iterator[FakeTensorMode]:
-    """Within it tensors are shapes, on the CPU."""
+def without_contents() -> Iterator[None]:
+    """Within it tensors are shapes, on the CPU, and kernels are not launched."""
     attention.forget()
     try:
-        with FakeTensorMode(allow_non_fake_inputs=True) as mode:
-            yield mode
+        with FakeTensorMode(allow_non_fake_inputs=True), _without_launches():
+            yield
     finally:
         attention.forget()  # masks without contents are of no use to others
+
+
+@contextlib.contextmanager
+def _without_launches() -> Iterator[None]:
+    """Kernels of Triton write into tensors that are there before, so their shapes are known without."""
+    if importlib.util.find_spec("triton") is None:
+        yield
+        return
+    from triton.runtime.interpreter import InterpretedFunction
+    from triton.runtime.jit import JITFunction
+
+    with contextlib.ExitStack() as stack:
+        for kind in (JITFunction, InterpretedFunction):
+            stack.callback(setattr, kind, "run", kind.run)
+            kind.run = _launch_nothing
+        yield
+
+
+def _launch_nothing(*_: Any, **__: Any) -> None:
+    pass
 
 
 def run_pass(policy: Policy, batch: Packed, *, twice: bool) -> Pass:
