@@ -217,7 +217,7 @@ class _PairLosses(torch.autograd.Function):
         at_once = _rows_at_once(weight.shape[0], chunk_bytes)
         total = hidden.new_zeros((), dtype=torch.float64)
         sums = []
-        for pairs in _groups(entries, at_once):
+        for pairs in groups(entries, at_once):
             some = entries[pairs]
             first = some[0].start
             parts = _parts(slice(first, some[-1].start + some[-1].total), at_once)
@@ -225,15 +225,12 @@ class _PairLosses(torch.autograd.Function):
             for part in parts:
                 softmax = _Softmax(head, hidden[part], targets[part])
                 scored.append(softmax.logps)
-            with torch.enable_grad():
-                logps = torch.cat(scored).requires_grad_()
-                chosen, rejected = pair_sums(logps, [e._replace(start=e.start - first) for e in some])
-                loss = losses(chosen, rejected, pairs).sum()
-                if sink is not None:
-                    (coefficients,) = torch.autograd.grad(loss, logps)
-            total += loss.detach()
-            sums.append((chosen.detach(), rejected.detach()))
-            if sink is None:
+            loss, chosen, rejected, coefficients = weigh(
+                torch.cat(scored), some, losses, pairs, sink is not None
+            )
+            total += loss
+            sums.append((chosen, rejected))
+            if sink is None or coefficients is None:
                 continue
             for part in parts:
                 if len(parts) > 1:
@@ -254,16 +251,32 @@ class _PairLosses(torch.autograd.Function):
         return sink.hidden, sink.weight, None, sink.bias, None, None, None, None
 
 
-def _groups(entries: Sequence[Entries], at_once: int) -> list[slice]:
+def weigh(
+    logps: Tensor, entries: Sequence[Entries], losses: PairLosses, pairs: slice, gradient: bool
+) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+    """What some pairs' log-probabilities, float32 [k], mean for the loss: its sum, the sums of chosen and
+    rejected answers, and (with `gradient`) the derivative of the loss by each of them, float32 [k]."""
+    first = entries[0].start
+    coefficients = None
+    with torch.enable_grad():
+        logps = logps.detach().requires_grad_()
+        chosen, rejected = pair_sums(logps, [e._replace(start=e.start - first) for e in entries])
+        loss = losses(chosen, rejected, pairs).sum()
+        if gradient:
+            (coefficients,) = torch.autograd.grad(loss, logps)
+    return loss.detach(), chosen.detach(), rejected.detach(), coefficients
+
+
+def groups(entries: Sequence[Entries], at_once: int) -> list[slice]:
     """Runs of pairs with at most so many entries together, or one pair with more."""
-    groups, first, held = [], 0, 0
+    found, first, held = [], 0, 0
     for number, entry in enumerate(entries):
         if number > first and held + entry.total > at_once:
-            groups.append(slice(first, number))
+            found.append(slice(first, number))
             first, held = number, 0
         held += entry.total
-    groups.append(slice(first, len(entries)))
-    return groups
+    found.append(slice(first, len(entries)))
+    return found
 
 
 def _parts(rows: slice, at_once: int) -> list[slice]:

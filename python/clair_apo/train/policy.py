@@ -24,7 +24,8 @@ class Policy(nn.Module):
 
     `share`: whether pairs come with shared prefixes. `budget`: tokens whose activations are kept; in a
     microbatch of more, so many of the last layers keep theirs as fit, and the others run twice.
-    `autocast`: dtype of products, where it is not the weights'.
+    `autocast`: dtype of products, where it is not the weights'. `fused_head`: by Triton's kernels in place
+    of `head.py`; they need a device that `kernels.available` names.
     """
 
     def __init__(
@@ -37,7 +38,12 @@ class Policy(nn.Module):
         fused_head: bool = False,
     ) -> None:
         super().__init__()
-        self.autocast, self.fused_head = autocast, fused_head
+        self._pair_losses = pair_losses
+        if fused_head:
+            from clair_apo.train.kernels.head import fused
+
+            self._pair_losses = fused.pair_losses
+        self.autocast = autocast
         self.causal_lm = causal_lm
         self.share = share
         self.budget = budget
@@ -67,7 +73,7 @@ class Policy(nn.Module):
             hidden = self.hidden(batch)[batch.rows]
         head = self.model.get_output_embeddings()
         dtype = self.autocast or head.weight.dtype
-        return pair_losses(
+        return self._pair_losses(
             hidden.to(dtype),
             head.weight.to(dtype),
             batch.targets,

@@ -161,7 +161,9 @@ class Gated(Norm):
         return super().forward(x)
 
 
-@pytest.mark.parametrize("kind", ["rms norm", "layer norm", "clipped", "too wide", "no gradient", "choosy"])
+@pytest.mark.parametrize(
+    "kind", ["rms norm", "layer norm", "clipped", "too wide", "no gradient", "choosy"]
+)
 def test_what_looks_alike_but_differs_stays(kind: str) -> None:
     model = nn.Sequential(Norm(kind, 8200 if kind == "too wide" else 12))
     installed = install(model)
@@ -201,12 +203,7 @@ def test_rotary_positions_of_a_part_of_a_head_stay() -> None:
 
 
 def test_scaled_frequencies_and_other_layouts_of_heads() -> None:
-    scaling = {
-        "rope_type": "yarn",
-        "rope_theta": 1e4,
-        "factor": 4.0,
-        "original_max_position_embeddings": 32,
-    }
+    scaling = {"rope_type": "yarn", "rope_theta": 1e4, "factor": 4.0, "original_max_position_embeddings": 32}
     model = tiny_model("Llama", rope_parameters=scaling)
     wanted = step(model)
     assert install(model).kinds == FUSED["Llama"]

@@ -52,9 +52,7 @@ def assert_equal(
 
 
 @pytest.mark.parametrize("form", FORMS.values(), ids=FORMS)
-@pytest.mark.parametrize(
-    ("of_x", "of_weight"), [(FLOAT, FLOAT), (BRIEF, BRIEF), (BRIEF, FLOAT), (HALF, HALF), (HALF, FLOAT)]
-)
+@pytest.mark.parametrize(("of_x", "of_weight"), [(FLOAT, FLOAT), (BRIEF, BRIEF), (BRIEF, FLOAT), (HALF, HALF), (HALF, FLOAT)])
 @pytest.mark.parametrize("shape", [(1, 1), (1, 7), (5, 64), (3, 2, 4, 100), (300, 33), (2, 4097)])
 def test_norm(form: NormForm, of_x: torch.dtype, of_weight: torch.dtype, shape: tuple[int, ...]) -> None:
     torch.manual_seed(0)
@@ -119,9 +117,7 @@ def angles(batch: int, tokens: int, size: int, *, halves: bool = True) -> tuple[
     return angle.cos(), angle.sin()
 
 
-@pytest.mark.parametrize(
-    ("of_q", "of_cos"), [(FLOAT, FLOAT), (BRIEF, BRIEF), (BRIEF, FLOAT), (HALF, HALF), (HALF, FLOAT)]
-)
+@pytest.mark.parametrize(("of_q", "of_cos"), [(FLOAT, FLOAT), (BRIEF, BRIEF), (BRIEF, FLOAT), (HALF, HALF), (HALF, FLOAT)])
 @pytest.mark.parametrize(
     ("batch", "heads", "key_heads", "tokens", "size"),
     [(1, 1, 1, 1, 2), (1, 4, 2, 11, 16), (2, 9, 3, 5, 64), (1, 17, 1, 3, 96)],
