@@ -19,18 +19,12 @@ if TYPE_CHECKING:
 def available(device: torch.device) -> bool:
     """Whether kernels run on tensors of `device`: Triton is installed, and the device is a CUDA one or
     Triton's interpreter is on (`TRITON_INTERPRET=1`, for tests: it is very slow)."""
-<<<<<<< HEAD
-    if importlib.util.find_spec("triton") is None:
-        return False
-    return device.type == "cuda" or interpreted()
-=======
     return installed() and (device.type == "cuda" or interpreted())
 
 
 def installed() -> bool:
     """Whether Triton is there."""
     return importlib.util.find_spec("triton") is not None
->>>>>>> head
 
 
 def interpreted() -> bool:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import importlib.util
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +12,7 @@ from torch._subclasses.fake_tensor import unset_fake_temporarily
 from clair_apo.errors import ClairError
 from clair_apo.terminal import one_line
 from clair_apo.train import attention
+from clair_apo.train.kernels import installed
 from clair_apo.train.load import folder_of, sharing, with_adapters
 from clair_apo.train.memory.account import Parameters
 from clair_apo.train.memory.trace import stand_in
@@ -80,7 +80,7 @@ def fuses(options: TrainOptions, device: torch.device) -> bool:
     """Whether layers and head of a run on this device will be fused kernels, as far as one can know without
     it; what they keep is seen only where Triton is installed."""
     wanted = device.type == "cuda" and options.kernels != "plain"
-    return wanted and importlib.util.find_spec("triton") is not None
+    return wanted and installed()
 
 
 def _without_contents(model: torch.nn.Module) -> None:

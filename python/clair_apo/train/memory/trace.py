@@ -9,7 +9,6 @@ those that live.
 from __future__ import annotations
 
 import contextlib
-import importlib.util
 import weakref
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -23,6 +22,7 @@ from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from clair_apo.train import attention
+from clair_apo.train.kernels import installed
 from clair_apo.train.packing import Packed, pack
 
 if TYPE_CHECKING:
@@ -153,7 +153,7 @@ def without_contents() -> Iterator[None]:
 @contextlib.contextmanager
 def _without_launches() -> Iterator[None]:
     """Kernels of Triton write into tensors that are there before, so their shapes are known without."""
-    if importlib.util.find_spec("triton") is None:
+    if not installed():
         yield
         return
     from triton.runtime.interpreter import InterpretedFunction
