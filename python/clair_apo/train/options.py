@@ -20,7 +20,7 @@ TRACKERS = ("tensorboard", "wandb", "trackio")
 NOT_RECORDED = ("json", "quiet", "plan", "plan_memory")
 
 # AdamW on bare bf16 weights moves nearly none of them below this rate: a step is less than half the
-# distance to the next bf16 number (docs/training.md, "What a run refuses").
+# distance to the next bf16 number (docs/training.md, "How weights are held").
 LOWEST_BF16_RATE = 1e-5
 
 
@@ -58,6 +58,7 @@ class TrainOptions:
     lora_rank: int | None = None
     lora_alpha: int | None = None
     dtype: str = "auto"
+    moments: str = "8bit"
     allow_bf16_updates: bool = False
     tokens_per_microbatch: int | None = None
     activation_budget: int | None = None
@@ -106,23 +107,19 @@ class TrainOptions:
             raise UsageError("--attention chooses how prefixes are shared; it does nothing with --no-share")
         if self.eval_steps is not None and self.eval_pairs is None:
             raise UsageError("--eval-steps needs --eval-pairs")
-        if (
-            self.dtype == "bfloat16"
-            and self.lora_rank is None
-            and self.optimizer == "adamw"
-            and self.learning_rate < LOWEST_BF16_RATE
-            and not self.allow_bf16_updates
-        ):
+        if self.allow_bf16_updates and (self.dtype != "bfloat16" or self.lora_rank is not None):
             raise UsageError(
-                f"--dtype bfloat16 with AdamW at {self.learning_rate:g}: a step would be smaller than the "
-                "gap between neighbouring bf16 numbers for nearly every weight, so the model would hardly "
-                "move. --dtype auto or float32 keeps float32 weights; --allow-bf16-updates goes on all the "
-                "same."
+                "--allow-bf16-updates drops the low bits that --dtype bfloat16 keeps of trained weights; "
+                "it needs --dtype bfloat16, and no --lora-rank, whose adapters are float32"
             )
 
     def as_dict(self) -> dict[str, Any]:
         """What train.json records: everything but how it was shown and planned."""
         return {name: value for name, value in asdict(self).items() if name not in NOT_RECORDED}
+
+    def in_bfloat16(self, *, cuda: bool) -> bool:
+        """Whether the weights that run are bf16, on CUDA or not."""
+        return self.dtype == "bfloat16" or (cuda and self.dtype == "auto")
 
     @property
     def directory(self) -> Path:
@@ -295,12 +292,19 @@ def _held(group: argparse._ArgumentGroup) -> None:
         "--dtype",
         choices=("auto", "float32", "bfloat16"),
         default="auto",
-        help="auto: float32 on a CPU; on CUDA float32 weights and bfloat16 products",
+        help="of weights and products; bfloat16 keeps the 16 bits that weights lack of float32 beside "
+        "them, so updates are those of float32; auto: float32 on a CPU, bfloat16 on CUDA",
+    )
+    group.add_argument(
+        "--moments",
+        choices=("8bit", "float32"),
+        default="8bit",
+        help="how the optimiser of bfloat16 weights keeps its moments (%(default)s)",
     )
     group.add_argument(
         "--allow-bf16-updates",
         action="store_true",
-        help="AdamW on bare bfloat16 weights at any rate",
+        help="bfloat16 weights without their 16 low bits, which hardly move at small rates",
     )
     group.add_argument(
         "--tokens-per-microbatch",

@@ -12,7 +12,7 @@ import torch
 
 from clair_apo.errors import EXIT_INTERRUPTED, ClairError, StoppedEarly, UsageError
 from clair_apo.terminal import one_line
-from clair_apo.train import checkpoint, launch
+from clair_apo.train import checkpoint, kernels, launch
 from clair_apo.train.checkpoint import Checkpoints, Progress
 from clair_apo.train.guard import Stop, alone, in_words
 from clair_apo.train.launch import Processes
@@ -33,12 +33,13 @@ from clair_apo.train.memory.plan import MOST_TOKENS, find_room, plan_memory
 from clair_apo.train.metrics import MetricsFile, StepMetrics, mfu
 from clair_apo.train.objectives import Objective, ObjectiveOptions
 from clair_apo.train.optim import make_optimizer
-from clair_apo.train.options import TrainOptions
+from clair_apo.train.options import LOWEST_BF16_RATE, TrainOptions
 from clair_apo.train.outputs import Facts, finish, hardware, now, versions, write_dropped
 from clair_apo.train.packing import packed_tokens
 from clair_apo.train.plan import Plan
 from clair_apo.train.policy import Policy
 from clair_apo.train.reference import Key, References
+from clair_apo.train.split import split_weights
 from clair_apo.train.tokens import Mismatched, Tokenised, TokenPairs, check_vocabulary, tokenise
 from clair_apo.train.view import View
 
@@ -81,8 +82,12 @@ class _Run:
         self.view = View(quiet=options.quiet or not processes.first)
         self.checkpoints = Checkpoints(options.directory / "checkpoints", options.save_total_limit)
         self.cuda = processes.device.type == "cuda"
-        self.dtype = torch.bfloat16 if options.dtype == "bfloat16" else torch.float32
-        self.autocast = torch.bfloat16 if self.cuda and options.dtype == "auto" else None
+        bf16 = options.in_bfloat16(cuda=self.cuda)
+        self.dtype = torch.bfloat16 if bf16 else torch.float32
+        self.split = bf16 and not options.allow_bf16_updates
+        self.low: dict[str, torch.Tensor] | None = None  # what trained weights lack of float32, by name
+        # Adapters are float32; their products need not be.
+        self.autocast = torch.bfloat16 if bf16 and self.cuda and options.lora_rank else None
         self.fused, why = kernels(options, processes.device)
         if why is not None:
             self.view.say(f"kernels are plain: {why}")
@@ -114,6 +119,11 @@ class _Run:
             write_dropped(options.directory, found.dropped)
         self.view.header(asdict(facts))
         self.view.samples(found.pairs, tokenizer)
+        if options.allow_bf16_updates and options.learning_rate < LOWEST_BF16_RATE:
+            self.view.say(
+                f"bare bfloat16 weights at a rate of {options.learning_rate:g}: most steps are smaller "
+                "than half the gap between two bf16 numbers and change nothing"
+            )
         if not resumed:
             shortest = found.pairs[int(np.argmin(data.plan.tokens))]
             tolerance = TOLERANCE[self.autocast or self.dtype]
@@ -125,7 +135,13 @@ class _Run:
             if not options.lora_rank:
                 other = self._policy(tokenizer, found.pairs, longest, train=False)
                 live = launch.wrap(other, options, self.processes)
-        optimizer = make_optimizer(policy.parameters(), options)
+        optimizer = make_optimizer(
+            policy.named_parameters(),
+            options,
+            self.low,
+            fused=kernels.available(self.processes.device),
+        )
+        self.low = None  # the optimiser has its own
         loop = Loop(
             options,
             objective,
@@ -226,10 +242,14 @@ class _Run:
 
     def _policy(self, tokenizer: Any, pairs: TokenPairs, longest: int, *, train: bool) -> Policy:
         options = self.options
-        model = load_model(options.model, self.dtype)
+        model = load_model(options.model, torch.float32 if self.split else self.dtype)
         if train:
             self.model_hash = weights_hash(model)
             self.parameters = model.num_parameters()
+        if self.split:
+            low = split_weights(model)
+            if train and not options.lora_rank:
+                self.low = {f"causal_lm.{name}": bits for name, bits in low.items()}
         check_vocabulary(tokenizer, model.get_output_embeddings().weight.shape[0], pairs)
         shares, why = sharing(model, options, longest, self.processes.device)
         if why is not None and train:
@@ -311,6 +331,7 @@ class _Run:
             initial_loss=objective.initial_loss,
             steps=steps,
             settings=options.as_dict(),
+            weights=self._weights(),
             processes=self.processes.count,
             hardware=hardware(self.processes.device),
             versions=versions(),
@@ -320,7 +341,18 @@ class _Run:
     def _settings(self, facts: Facts) -> dict[str, Any]:
         """What must be the same for a checkpoint to go on."""
         own = {name: value for name, value in self.options.as_dict().items() if name not in FREE}
-        return {**own, "pairs_hash": facts.pairs_hash, "model_hash": facts.model_hash}
+        found = {"pairs_hash": facts.pairs_hash, "model_hash": facts.model_hash, "weights": facts.weights}
+        return {**own, **found}
+
+    def _weights(self) -> str:
+        """How they are held, in words."""
+        kind = str(self.dtype).removeprefix("torch.")
+        if self.options.lora_rank:
+            return f"{kind}, adapters in float32"
+        if self.split:
+            moments = "8-bit" if self.options.moments == "8bit" else "float32"
+            return f"{kind} with 16 low bits (exact float32), {moments} moments"
+        return kind
 
     # --- steps -----------------------------------------------------------------------------------
 
