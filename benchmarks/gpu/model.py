@@ -144,7 +144,7 @@ def ours(size: str, pairs: Path) -> dict[str, Any]:
         plan = Plan(tokens, BATCH, budget, 0)
         references = References(Key("random", "bf16"), table.hashes(), Path(folder))
         data = Data(table, plan, references)
-        optimizer = make_optimizer(policy.parameters(), options)
+        optimizer = make_optimizer(policy.named_parameters(), options, {}, fused=DEVICE == "cuda")
         loop = Loop(options, objective, policy, policy, optimizer, processes, first_loss_tolerance=0.05)
         steps = min(STEPS, plan.steps_per_epoch)
         began = time.perf_counter()

@@ -53,6 +53,15 @@ def test_the_newest_ones_stay_and_half_written_ones_are_swept(tmp_path: Path) ->
         checkpoints.find(str(tmp_path / "step-00000099"))
 
 
+def test_going_on_from_an_older_one_leaves_no_later_ones(tmp_path: Path) -> None:
+    model, optimizer = made(1)
+    checkpoints = Checkpoints(tmp_path, limit=2)
+    for step in (5, 9):
+        checkpoints.save(Progress(step, 0, 0.0), model, optimizer, SETTINGS)
+    checkpoints.save(Progress(6, 0, 0.0), model, optimizer, SETTINGS)
+    assert [p.name for p in checkpoints.whole()] == ["step-00000005", "step-00000006"]
+
+
 def test_a_failed_save_leaves_the_one_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model, optimizer = made(1)
     checkpoints = Checkpoints(tmp_path, limit=1)

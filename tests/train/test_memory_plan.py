@@ -23,10 +23,12 @@ from clair_apo.cli import main
 from clair_apo.errors import ClairError
 from clair_apo.train.memory.account import GIB, Spread
 from clair_apo.train.memory.model import empty_policy, fuse
-from clair_apo.train.memory.plan import MemoryPlan, Precision, Room, plan_memory
+from clair_apo.train.memory.plan import MemoryPlan, Precision, Room, optimiser_state, plan_memory
 from clair_apo.train.memory.trace import empty_batch, without_contents
+from clair_apo.train.optim import make_optimizer
 from clair_apo.train.options import TrainOptions
 from clair_apo.train.packing import Packed, pack
+from clair_apo.train.split import split_weights
 
 CUDA = torch.device("cuda")
 LLAMA_8B = LlamaConfig(
@@ -134,24 +136,24 @@ def test_other_families(family: str, flags: dict[str, Any]) -> None:
         assert of_plan(found) == pytest.approx(expected["Total"], rel=0.03)
 
 
-def test_optimiser_state() -> None:
-    """What AdamW and RMSprop really hold."""
-    from clair_apo.train.optim import make_optimizer
-
-    model = tiny_model("Llama")
-    for optimizer in ("adamw", "rmsprop"):
-        given = options(dtype="float32", optimizer=optimizer)
-        made = make_optimizer(model.parameters(), given)
-        for parameter in model.parameters():
-            parameter.grad = torch.zeros_like(parameter)
-        made.step()
-        state = [
-            t for s in made.state.values() for t in s.values() if isinstance(t, torch.Tensor) and t.ndim
-        ]
-        held = Precision.of(given, torch.device("cpu"))
-        assert held.moments(list(model.parameters()), optimizer) == sum(
-            t.numel() * t.element_size() for t in state
-        )
+@pytest.mark.parametrize("optimizer", ["adamw", "rmsprop"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_optimiser_state(optimizer: str, dtype: str) -> None:
+    """What is held behind a real step."""
+    given = options(dtype=dtype, optimizer=optimizer)
+    held = Precision.of(given, torch.device("cpu"))
+    assert held.split == (dtype == "bfloat16")
+    model = tiny_model("Llama", hidden_size=128)
+    low = split_weights(model) if held.split else None
+    made = make_optimizer(model.named_parameters(), given, low)
+    for parameter in model.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    made.step()
+    state = [
+        t for own in made.state.values() for t in own.values() if isinstance(t, torch.Tensor) and t.ndim
+    ]
+    expected = sum(t.numel() * t.element_size() for t in state)
+    assert sum(optimiser_state(model, given, held)) == pytest.approx(expected, rel=1e-3)
 
 
 REAL = """
@@ -184,7 +186,7 @@ before = status("VmRSS")
 model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
 sharing(model, options, 512, cpu)
 policy = Policy(model, budget=options.activation_budget).train()
-optimizer = make_optimizer(policy.parameters(), options)
+optimizer = make_optimizer(policy.named_parameters(), options)
 batch = imagined(512, 2)
 for step in range(2):
     for micro in range(2):

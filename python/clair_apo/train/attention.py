@@ -104,12 +104,15 @@ def plain(
             q, k, v = (x[:, :, start:split] for x in (query, key, value))
             parts.append(_attend(q, k, v, scaling, dropout, softcap))
         if rejected:
-            q = query[:, :, split : split + rejected]
-            k, v = (
+            q, k, v = (
                 torch.cat([x[:, :, start : start + prefix], x[:, :, split : split + rejected]], dim=2)
-                for x in (key, value)
+                for x in (query, key, value)
             )
-            parts.append(_attend(q, k, v, scaling, dropout, softcap))
+            # A mask has all keys multiplied with all queries, which a causal pass halves: where the rest is
+            # the longer part, running the prefix once more and leaving it out is less.
+            again = rejected >= prefix and softcap is None
+            out = _attend(q if again else q[:, :, prefix:], k, v, scaling, dropout, softcap)
+            parts.append(out[:, :, prefix:] if again else out)
     return torch.cat(parts, dim=2).transpose(1, 2), None
 
 
@@ -234,9 +237,9 @@ def varlen(
 ) -> tuple[Tensor, None]:
     """As `plain`, by `torch.nn.attention.varlen`: bf16 or fp16 on CUDA.
 
-    Of its two backends cuDNN's aligns causal sequences of unequal lengths at their beginnings, FlashAttention's
-    at their ends, which is what a rest behind a prefix needs. `varlen_attn` knows, and takes FlashAttention
-    wherever the offsets of queries and keys are two tensors, which here they are.
+    A rest behind a prefix needs causal sequences of unequal lengths aligned at their ends. Of two backends
+    FlashAttention does that, and cuDNN aligns their beginnings; `varlen_attn` knows, and takes the former
+    wherever the offsets of queries and keys are two tensors. Here they always are.
     """
     from torch.nn.attention.varlen import varlen_attn
 
@@ -270,24 +273,29 @@ def _as_value(value: Tensor, *others: Tensor) -> list[Tensor]:
 
 
 def _in_fixed_order(out: Tensor) -> Tensor:
-    """Has the backward pass of this attention add in a fixed order, so that a resumed run has the same bits.
+    """Has the backward pass of this attention add in a fixed order, so that a resumed run has the same
+    bits.
 
-    On CUDA FlashAttention and memory-efficient attention do so only while deterministic algorithms are asked
-    for, and other operations would have to pass the same demand if it stood for the whole run.
+    On CUDA FlashAttention and memory-efficient attention do so only while deterministic algorithms are
+    asked for, and other operations would have to pass the same demand if it stood for the whole run.
     """
     if out.is_cuda and out.grad_fn is not None:
-        before: list[bool] = []
-
-        def ask(*_: object) -> None:
-            before.append(torch.are_deterministic_algorithms_enabled())
-            torch.use_deterministic_algorithms(True)
-
-        def leave(*_: object) -> None:
-            torch.use_deterministic_algorithms(before.pop())
-
-        out.grad_fn.register_prehook(ask)
-        out.grad_fn.register_hook(leave)
+        _ask_for_fixed_order(out.grad_fn)
     return out
+
+
+def _ask_for_fixed_order(node: Any) -> None:
+    before: list[bool] = []
+
+    def ask(*_: object) -> None:
+        before.append(torch.are_deterministic_algorithms_enabled())
+        torch.use_deterministic_algorithms(True)
+
+    def leave(*_: object) -> None:
+        torch.use_deterministic_algorithms(before.pop())
+
+    node.register_prehook(ask)
+    node.register_hook(leave)
 
 
 class Lengths:

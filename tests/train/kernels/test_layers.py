@@ -40,7 +40,7 @@ def both(
 def assert_equal(
     pairs: list[tuple[Tensor, Tensor]], roundings: float = 4, coarsest: torch.dtype = FLOAT
 ) -> None:
-    """Within so many roundings of the largest number of each tensor, in its dtype or the coarsest inside."""
+    """Within so many roundings of the largest number of a tensor, to its dtype or the coarsest inside."""
     for found, wanted in pairs:
         assert found.dtype == wanted.dtype
         assert found.shape == wanted.shape
@@ -52,7 +52,9 @@ def assert_equal(
 
 
 @pytest.mark.parametrize("form", FORMS.values(), ids=FORMS)
-@pytest.mark.parametrize(("of_x", "of_weight"), [(FLOAT, FLOAT), (BRIEF, BRIEF), (BRIEF, FLOAT), (HALF, HALF), (HALF, FLOAT)])
+@pytest.mark.parametrize(
+    ("of_x", "of_weight"), [(FLOAT, FLOAT), (BRIEF, BRIEF), (BRIEF, FLOAT), (HALF, HALF), (HALF, FLOAT)]
+)
 @pytest.mark.parametrize("shape", [(1, 1), (1, 7), (5, 64), (3, 2, 4, 100), (300, 33), (2, 4097)])
 def test_norm(form: NormForm, of_x: torch.dtype, of_weight: torch.dtype, shape: tuple[int, ...]) -> None:
     torch.manual_seed(0)
@@ -117,7 +119,9 @@ def angles(batch: int, tokens: int, size: int, *, halves: bool = True) -> tuple[
     return angle.cos(), angle.sin()
 
 
-@pytest.mark.parametrize(("of_q", "of_cos"), [(FLOAT, FLOAT), (BRIEF, BRIEF), (BRIEF, FLOAT), (HALF, HALF), (HALF, FLOAT)])
+@pytest.mark.parametrize(
+    ("of_q", "of_cos"), [(FLOAT, FLOAT), (BRIEF, BRIEF), (BRIEF, FLOAT), (HALF, HALF), (HALF, FLOAT)]
+)
 @pytest.mark.parametrize(
     ("batch", "heads", "key_heads", "tokens", "size"),
     [(1, 1, 1, 1, 2), (1, 4, 2, 11, 16), (2, 9, 3, 5, 64), (1, 17, 1, 3, 96)],

@@ -24,16 +24,16 @@ from clair_apo.train.memory.account import (
 )
 from clair_apo.train.memory.model import count, empty_policy, fuse, fuses, one_of_each
 from clair_apo.train.memory.trace import Made, imagined, run_pass, without_contents
+from clair_apo.train.optim import make_optimizer
 
 if TYPE_CHECKING:
     from clair_apo.train.options import TrainOptions
+    from clair_apo.train.policy import Policy
 
 # A GPU of the 80 GB class shows 79.1 GiB; what CUDA itself holds and what lies in pieces takes the rest.
 CLASS_80GB = 74.0
 # Of what is free on a GPU: the allocator leaves gaps between tensors of different sizes.
 USABLE = 0.95
-# Numbers that share a scale of their 8-bit moments.
-BLOCK = 128
 # Tokens of a microbatch beyond which a GPU is busy anyway, and on a CPU.
 MOST_TOKENS = {"cuda": 4096, "cpu": 1024}
 
@@ -65,7 +65,7 @@ def find_room(named: float | None) -> Room:
 @dataclass(frozen=True, slots=True)
 class Precision:
     """How numbers are held: the weights' dtype, that of products where it is another, and whether the
-    optimiser keeps 16 low bits of each weight and moments of 8 bits."""
+    optimiser keeps 16 low bits of each weight that is trained."""
 
     dtype: torch.dtype
     autocast: torch.dtype | None
@@ -74,24 +74,30 @@ class Precision:
     @staticmethod
     def of(options: TrainOptions, device: torch.device) -> Precision:
         """As a run with these options on this device has it."""
-        auto = device.type == "cuda" and options.dtype == "auto"
-        bf16 = auto or options.dtype == "bfloat16"
-        return Precision(torch.bfloat16 if bf16 else torch.float32, None, auto)
-
-    def low_bits(self, trained: Sequence[torch.nn.Parameter]) -> int:
-        """Bytes beside the weights."""
-        return sum(2 * p.numel() for p in trained) if self.split else 0
-
-    def moments(self, trained: Sequence[torch.nn.Parameter], optimizer: str) -> int:
-        """Bytes of the optimiser's state: two moments of AdamW, one of RMSprop."""
-        each = 2 if optimizer == "adamw" else 1
-        if not self.split:
-            return each * sum(p.numel() * p.element_size() for p in trained)
-        return each * sum(p.numel() + 4 * -(-p.numel() // BLOCK) for p in trained)
+        cuda = device.type == "cuda"
+        bf16 = options.in_bfloat16(cuda=cuda)
+        return Precision(
+            torch.bfloat16 if bf16 else torch.float32,
+            torch.bfloat16 if bf16 and cuda and options.lora_rank else None,
+            bf16 and not options.allow_bf16_updates and not options.lora_rank,
+        )
 
     def text(self) -> str:
         name = str(self.dtype).removeprefix("torch.")
-        return f"{name} with 16 low bits beside it" if self.split else name
+        return f"{name} with 16 low bits" if self.split else name
+
+
+def optimiser_state(policy: Policy, options: TrainOptions, held: Precision) -> tuple[int, int]:
+    """Bytes of low bits, and of moments, of the optimiser that a run makes. To be called within
+    `without_contents`."""
+    trained = [p for p in policy.parameters() if p.requires_grad]
+    if not held.split:  # torch's own, which makes its state in the first step: as the parameters are
+        moments = 2 if options.optimizer == "adamw" else 1
+        return 0, moments * sum(p.numel() * p.element_size() for p in trained)
+    state = make_optimizer(policy.named_parameters(), options, {}).state
+    found = [(name, t.numel() * t.element_size()) for own in state.values() for name, t in own.items()]
+    low = sum(size for name, size in found if name == "low")
+    return low, sum(size for _, size in found) - low
 
 
 @dataclass(frozen=True, slots=True)
@@ -204,8 +210,7 @@ def plan_memory(options: TrainOptions, config: Any, longest: int, room: Room, sp
                 config, options, held.dtype, held.autocast, longest, room.device, fused=fused
             )
             parameters = count(policy)
-            trained = [p for p in policy.parameters() if p.requires_grad]
-            low_bits, moments = held.low_bits(trained), held.moments(trained, options.optimizer)
+            low_bits, moments = optimiser_state(policy, options, held)
             kinds = one_of_each(policy)
             if fused:
                 fuse(policy)

@@ -128,18 +128,14 @@ def _norm(module: Any, autocast: torch.dtype | None) -> Callable[..., Tensor] | 
         return None
     dtypes = {weight.dtype, autocast or weight.dtype}
     inputs = [_random(ROWS, len(weight)).to(weight.device, dtype) for dtype in dtypes]
+    own = [_results(module, [x], [weight]) for x in inputs]
     fits: list[tuple[int, NormForm]] = []
     for form in (LLAMA, GEMMA, OLMO2):
-        pairs = [
-            (
-                _results(partial(rms_norm, weight=weight, epsilon=epsilon, form=form), [x], [weight]),
-                _results(module, [x], [weight]),
-            )
-            for x in inputs
-        ]
-        if all(_agree(ours, own) for ours, own in pairs):
+        kernel = partial(rms_norm, weight=weight, epsilon=epsilon, form=form)
+        ours = [_results(kernel, [x], [weight]) for x in inputs]
+        if all(_agree(a, b, x.dtype) for a, b, x in zip(ours, own, inputs, strict=True)):
             # Forms that round elsewhere agree too, but not in every number.
-            fits.append((sum(_different(ours[0], own[0]) for ours, own in pairs), form))
+            fits.append((sum(_different(a[0], b[0]) for a, b in zip(ours, own, strict=True)), form))
     if not fits:
         return None
     form = min(fits, key=lambda fit: fit[0])[1]
@@ -174,7 +170,8 @@ def _gate(module: Any, autocast: torch.dtype | None) -> Callable[..., Tensor] | 
     weight = next(module.gate_proj.parameters())
     x = _random(ROWS, module.gate_proj.in_features).to(weight)
     own = _results(module, [x], [], autocast)
-    return forward if _agree(_results(partial(forward, module), [x], [], autocast), own) else None
+    ours = _results(partial(forward, module), [x], [], autocast)
+    return forward if _agree(ours, own, autocast or x.dtype) else None
 
 
 # --- rotary positions ----------------------------------------------------------------------------
@@ -212,7 +209,7 @@ class _Rotary:
         cos, sin = _random(2, 1, 4, size).to(weight)
         theirs = _results(lambda q, k: own(q, k, cos, sin), rows, [])
         ours = _results(lambda q, k: rotate(q, k, cos, sin), rows, [])
-        return _rebound(forward, ROTARY, _turn) if _agree(ours, theirs) else None
+        return _rebound(forward, ROTARY, _turn) if _agree(ours, theirs, dtype) else None
 
 
 def _turn(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, unsqueeze_dim: int = 1) -> tuple[Tensor, Tensor]:
@@ -283,14 +280,16 @@ def _different(ours: Tensor, own: Tensor) -> int:
     return 0 if is_fake(own) else int((ours != own).sum())
 
 
-def _agree(ours: list[Tensor], own: list[Tensor]) -> bool:
-    """Whether dtypes are the same, and numbers within `ROUNDINGS` of the largest."""
+def _agree(ours: list[Tensor], own: list[Tensor], coarsest: torch.dtype) -> bool:
+    """Whether dtypes are the same, and numbers within `ROUNDINGS` of the largest, each to the dtype of the
+    result or the coarsest on its way."""
     for a, b in zip(ours, own, strict=True):
         if a.dtype != b.dtype or a.shape != b.shape:
             return False
         if is_fake(b):
             continue
-        share = max(FLOAT_TOLERANCE, ROUNDINGS * torch.finfo(b.dtype).eps)
+        rounding = max(torch.finfo(dtype).eps for dtype in (b.dtype, coarsest))
+        share = max(FLOAT_TOLERANCE, ROUNDINGS * rounding)
         if not float((a - b).detach().abs().max()) <= share * float(b.detach().abs().max()):
             return False
     return True

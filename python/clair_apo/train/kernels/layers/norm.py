@@ -137,7 +137,6 @@ def _backward(
 ):
     program = tl.program_id(0)
     column = tl.arange(0, WIDTH)
-    weight = tl.load(weight_pointer + column, mask=column < width, other=0.0).to(tl.float32) + OFFSET
     part = tl.zeros((ROWS, WIDTH), tl.float32)
     for tile in range(program, tl.cdiv(rows, ROWS), tl.num_programs(0)):
         row = tile * ROWS + tl.arange(0, ROWS)
@@ -152,6 +151,8 @@ def _backward(
                 part += dy * normal.to(x_pointer.dtype.element_ty).to(tl.float32)
             else:
                 part += dy * normal
+        # Read again for each tile: it lies in the cache, and would take registers of the whole loop.
+        weight = tl.load(weight_pointer + column, mask=column < width, other=0.0).to(tl.float32) + OFFSET
         dy *= weight[None, :]
         dx = scale * (dy - normal * (tl.sum(dy * normal, 1) / width)[:, None])
         tl.store(dx_pointer + at, dx.to(dx_pointer.dtype.element_ty), mask=inside)

@@ -64,7 +64,7 @@ class _Gated(torch.autograd.Function):
 def _sigmoid_of(gate, SILU: tl.constexpr):
     """sigmoid(a(gate)), and the slope of a."""
     if SILU:
-        return tl.sigmoid(gate), 1.0
+        return tl.sigmoid(gate), tl.full(gate.shape, 1.0, tl.float32)
     square = gate * gate
     inner = _TWICE_ROOT * gate * (1.0 + _CUBIC * square)
     return tl.sigmoid(inner), _TWICE_ROOT * (1.0 + 3.0 * _CUBIC * square)
