@@ -176,7 +176,8 @@ def ours(size: str, pairs: Path) -> dict[str, Any]:
 def ready(size: str, options: Any, longest: int, device: Any) -> tuple[Any, int, int]:
     """The policy on its device, the tokens of a microbatch, and the peak that was planned, in bytes."""
     from clair_apo.train import attention
-    from clair_apo.train.load import sharing
+    from clair_apo.train.kernels.layers.install import install
+    from clair_apo.train.load import kernels, sharing
     from clair_apo.train.memory.account import Spread
     from clair_apo.train.memory.plan import Precision, Room, find_room, plan_memory
     from clair_apo.train.policy import Policy, without_dropout
@@ -189,7 +190,10 @@ def ready(size: str, options: Any, longest: int, device: Any) -> tuple[Any, int,
     model = random_model(size, Precision.of(options, device).dtype)
     without_dropout(model)
     sharing(model, options, longest, device)
-    policy = Policy(model, budget=plan.choice.budget)
+    fused, _ = kernels(options, device)
+    policy = Policy(model, budget=plan.choice.budget, fused_head=fused)
+    if fused:
+        print(install(policy.causal_lm).text(), file=sys.stderr)
     return policy.train().to(device), plan.choice.tokens, plan.peak
 
 

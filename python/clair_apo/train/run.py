@@ -12,7 +12,7 @@ import torch
 
 from clair_apo.errors import EXIT_INTERRUPTED, ClairError, StoppedEarly, UsageError
 from clair_apo.terminal import one_line
-from clair_apo.train import checkpoint, kernels, launch
+from clair_apo.train import checkpoint, launch
 from clair_apo.train.checkpoint import Checkpoints, Progress
 from clair_apo.train.guard import Stop, alone, in_words
 from clair_apo.train.launch import Processes
@@ -139,7 +139,7 @@ class _Run:
             policy.named_parameters(),
             options,
             self.low,
-            fused=kernels.available(self.processes.device),
+            fused=self.fused,
         )
         self.low = None  # the optimiser has its own
         loop = Loop(
