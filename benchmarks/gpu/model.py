@@ -123,6 +123,7 @@ def ours(size: str, pairs: Path) -> dict[str, Any]:
 
     from clair_apo.train import launch
     from clair_apo.train.loop import Data, Loop
+    from clair_apo.train.memory.plan import Precision
     from clair_apo.train.metrics import mfu
     from clair_apo.train.objectives import Objective, ObjectiveOptions
     from clair_apo.train.optim import make_optimizer
@@ -144,7 +145,9 @@ def ours(size: str, pairs: Path) -> dict[str, Any]:
         plan = Plan(tokens, BATCH, budget, 0)
         references = References(Key("random", "bf16"), table.hashes(), Path(folder))
         data = Data(table, plan, references)
-        optimizer = make_optimizer(policy.named_parameters(), options, {}, fused=DEVICE == "cuda")
+        # Random weights are bf16 numbers as they are: no low bits are lost.
+        low: Any = {} if Precision.of(options, processes.device).split else None
+        optimizer = make_optimizer(policy.named_parameters(), options, low, fused=DEVICE == "cuda")
         loop = Loop(options, objective, policy, policy, optimizer, processes, first_loss_tolerance=0.05)
         steps = min(STEPS, plan.steps_per_epoch)
         began = time.perf_counter()

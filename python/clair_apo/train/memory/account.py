@@ -146,12 +146,18 @@ class Moment:
 class Passes:
     """What passes over one and over two of the longest pairs took, for any number of tokens.
 
-    `kinds` [layers]: the layer of the passes that stands for each of the model's.
+    `kinds` [layers]: the layer of the passes that stands for each of the model's. `short`: a pass over
+    short pairs, of which the head takes as many at a time as its chunk holds; a pair beyond the chunk it
+    takes in another way, with less.
     """
 
-    def __init__(self, keeping: Sequence[Pass], twice: Sequence[Pass], kinds: Sequence[int]) -> None:
+    def __init__(
+        self, keeping: Sequence[Pass], twice: Sequence[Pass], kinds: Sequence[int], short: Pass
+    ) -> None:
         self._keeping, self._twice, self._kinds = keeping, twice, kinds
         self.count = len(kinds)
+        self._short_tokens = short.tokens
+        self._chunk = max(0, short.head - self._line([one.head for one in keeping], short.tokens))
 
     @property
     def longest(self) -> Pass:
@@ -169,7 +175,8 @@ class Passes:
             kept=self._line([one.kept for one in some], tokens),
             inputs=self._line([one.inputs for one in some], tokens),
             outside=self._line([one.outside for one in some], tokens),
-            head=self._line([one.head for one in some], tokens),
+            head=self._line([one.head for one in some], tokens)
+            + round(self._chunk * min(1.0, tokens / self._short_tokens)),
             backward=self._line([one.backward for one in some], tokens),
             again=self._line(again, tokens),
         )

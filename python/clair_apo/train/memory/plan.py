@@ -34,6 +34,8 @@ if TYPE_CHECKING:
 CLASS_80GB = 74.0
 # Of what is free on a GPU: the allocator leaves gaps between tensors of different sizes.
 USABLE = 0.95
+# Tokens of a pair that is certainly no longer than a chunk of the head.
+SHORT_PAIR = 512
 # Tokens of a microbatch beyond which a GPU is busy anyway, and on a CPU.
 MOST_TOKENS = {"cuda": 4096, "cpu": 1024}
 
@@ -215,9 +217,12 @@ def plan_memory(options: TrainOptions, config: Any, longest: int, room: Room, sp
             if fused:
                 fuse(policy)
             batches = [imagined(longest, pairs, share=policy.share) for pairs in (1, 2)]
+            size = min(longest, SHORT_PAIR)
+            short = imagined(size, max(1, MOST_TOKENS[kind] // size), share=policy.share)
             passes = Passes(
                 *([run_pass(policy, batch, twice=twice) for batch in batches] for twice in (False, True)),
                 kinds,
+                run_pass(policy, short, twice=False),
             )
     except (DynamicOutputShapeException, DataDependentOutputException) as error:
         raise ClairError(
