@@ -122,6 +122,7 @@ def facts(records: list[dict[str, Any]], objective: str = "apo-zero", **others: 
         "initial_loss": 1.0,
         "steps": records[-1]["step"] if records else 0,
         "settings": settings,
+        "weights": "float32",
         "processes": 1,
         "hardware": "CPU, 2 threads",
         "versions": {"python": "3.11.2", "clair-apo": "0.1.0", "torch": "2.15.0", "transformers": "5.24.0"},

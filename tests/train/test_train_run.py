@@ -265,7 +265,8 @@ def test_numbers_that_are_none_stop_the_run_in_words(run: Any, tmp_path: Path) -
 @pytest.mark.parametrize(
     ("flags", "said"),
     [
-        ({"dtype": "bfloat16"}, "gap between neighbouring bf16 numbers"),
+        ({"allow_bf16_updates": True}, "needs --dtype bfloat16"),
+        ({"allow_bf16_updates": True, "dtype": "bfloat16", "lora_rank": 2}, "adapters are float32"),
         ({"label_smoothing": 0.1}, "defined for dpo"),
         ({"sharding": "fsdp"}, "needs several processes"),
         ({"attention": "varlen"}, "CUDA only"),
@@ -350,7 +351,7 @@ def test_adapters_are_taken_off_for_a_live_reference(run: Any) -> None:
 
 
 def test_bare_bfloat16_trains_at_a_rate_that_moves_it(run: Any) -> None:
-    folder = run("bf16", dtype="bfloat16", num_train_epochs=4)
+    folder = run("bf16", dtype="bfloat16", allow_bf16_updates=True, num_train_epochs=4)
     first, *_, last = metrics(folder)
     assert first["loss"] == pytest.approx(1, abs=1e-6)
     assert last["logps/rejected_relative"] < 0

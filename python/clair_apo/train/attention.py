@@ -328,6 +328,12 @@ def varlen_layout(branches: tuple[Branches, ...], device: torch.device) -> tuple
     return torch.cat(gather).to(device), Lengths(queries, device), Lengths(keys, device)
 
 
+def forget() -> None:
+    """Drops what is kept of the last microbatches: masks and layouts."""
+    for cached in (_lower_right, _block_mask, varlen_layout):
+        cached.cache_clear()
+
+
 def _check(module: nn.Module, branches: object, kwargs: dict[str, Any]) -> None:
     if branches is None:
         raise ClairError(

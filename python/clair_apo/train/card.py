@@ -192,6 +192,7 @@ def _body(metrics: Sequence[Record], facts: Record, chat: bool) -> list[str]:
     run = {
         "steps": facts["steps"],
         "pairs a step": settings.get("batch_size"),
+        "weights in training": facts.get("weights"),
         "hardware": _hardware(facts),
         "started": facts.get("started_at"),
         "finished": facts.get("finished_at"),

@@ -163,12 +163,13 @@ def load(path: Path, model: torch.nn.Module, optimizer: torch.optim.Optimizer) -
 
 
 def check_settings(path: Path, settings: Mapping[str, Any]) -> None:
-    """Raises UsageError that names what differs from the settings that a checkpoint was made with."""
+    """Raises UsageError that names what differs from the settings that a checkpoint was made with. One that
+    it does not state came after it."""
     then = read_state(path)["settings"]
     changed = [
-        f"{name.replace('_', '-')} was {then.get(name)!r} and is {value!r}"
+        f"{name.replace('_', '-')} was {then[name]!r} and is {value!r}"
         for name, value in settings.items()
-        if then.get(name) != value
+        if name in then and then[name] != value
     ]
     if changed:
         raise UsageError(

@@ -19,6 +19,10 @@ def run_train(args: argparse.Namespace) -> int:
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     warnings.filterwarnings("ignore", module=r"(torch|transformers|accelerate|peft)\.")
     try:
+        if options.plan is not None:
+            from clair_apo.train.memory.command import run_plan
+
+            return run_plan(options)
         from clair_apo.train.launch import leave
         from clair_apo.train.run import train
     except ImportError as error:

@@ -46,6 +46,14 @@ class Processes:
             dist.all_reduce(values)
         return values
 
+    def least(self, value: int) -> int:
+        """The smallest over all processes."""
+        if self.count == 1:
+            return value
+        found = torch.tensor(value, dtype=torch.int64, device=self.device)
+        dist.all_reduce(found, dist.ReduceOp.MIN)
+        return int(found.item())
+
     def any(self, flag: bool) -> bool:
         """Whether it is so in any process."""
         if self.count == 1:
@@ -97,8 +105,11 @@ def leave() -> None:
 
 def sharded(options: TrainOptions, processes: Processes) -> bool:
     """Whether weights are spread over the processes: as --sharding or else the launch says."""
-    if processes.count == 1:
-        return False
+    return processes.count > 1 and wants_shards(options)
+
+
+def wants_shards(options: TrainOptions) -> bool:
+    """What --sharding, or else the launch, says for several processes."""
     if options.sharding == "auto":
         return _on(os.environ.get("ACCELERATE_USE_FSDP"))
     return options.sharding == "fsdp"

@@ -22,7 +22,7 @@ from clair_apo.errors import ClairError
 from clair_apo.train.launch import Processes, accumulating
 from clair_apo.train.metrics import StepMetrics
 from clair_apo.train.objectives import Objective, SequenceLogps, StepFacts
-from clair_apo.train.optim import rate_factor, set_rate
+from clair_apo.train.optim import clip_and_step, rate_factor, set_rate
 from clair_apo.train.packing import pack
 
 if TYPE_CHECKING:
@@ -185,8 +185,7 @@ class Loop:
                     if part is not None and part.references is not None:
                         self._share(part.references)
                 self._check_first_loss(measured)
-            norm = torch.nn.utils.clip_grad_norm_(self.policy.parameters(), self.options.max_grad_norm)
-            self.optimizer.step()
+            norm = clip_and_step(self.optimizer, self.policy.parameters(), self.options.max_grad_norm)
             self.optimizer.zero_grad(set_to_none=True)
             yield step, measured, {"grad_norm": norm, "learning_rate": rate}
 

@@ -17,8 +17,10 @@ OBJECTIVES = ("apo-zero", "apo-down", "dpo", "kto-pair", "kto", "apo-zero-unpair
 SCHEDULES = ("linear", "cosine", "constant")
 TRACKERS = ("tensorboard", "wandb", "trackio")
 
+NOT_RECORDED = ("json", "quiet", "plan", "plan_memory")
+
 # AdamW on bare bf16 weights moves nearly none of them below this rate: a step is less than half the
-# distance to the next bf16 number (docs/training.md, "What a run refuses").
+# distance to the next bf16 number (docs/training.md, "How weights are held").
 LOWEST_BF16_RATE = 1e-5
 
 
@@ -56,6 +58,7 @@ class TrainOptions:
     lora_rank: int | None = None
     lora_alpha: int | None = None
     dtype: str = "auto"
+    moments: str = "8bit"
     allow_bf16_updates: bool = False
     tokens_per_microbatch: int | None = None
     activation_budget: int | None = None
@@ -71,6 +74,8 @@ class TrainOptions:
     resume: str | None = None
     report_to: tuple[str, ...] = ()
     push_to_hub: str | None = None
+    plan: int | None = None
+    plan_memory: float | None = None
     json: bool = False
     quiet: bool = False
 
@@ -88,7 +93,8 @@ class TrainOptions:
 
         if self.objective != "auto":
             ObjectiveOptions.of(self)
-        if self.directory.exists() and Path(self.model).exists() and self.directory.samefile(self.model):
+        folders = self.plan is None and self.directory.exists() and Path(self.model).exists()
+        if folders and self.directory.samefile(self.model):
             raise UsageError(
                 "--output-dir is the folder of --model: the trained model would be written over the one it "
                 "comes from, which is its reference and what --resume starts with; take another folder"
@@ -101,23 +107,19 @@ class TrainOptions:
             raise UsageError("--attention chooses how prefixes are shared; it does nothing with --no-share")
         if self.eval_steps is not None and self.eval_pairs is None:
             raise UsageError("--eval-steps needs --eval-pairs")
-        if (
-            self.dtype == "bfloat16"
-            and self.lora_rank is None
-            and self.optimizer == "adamw"
-            and self.learning_rate < LOWEST_BF16_RATE
-            and not self.allow_bf16_updates
-        ):
+        if self.allow_bf16_updates and (self.dtype != "bfloat16" or self.lora_rank is not None):
             raise UsageError(
-                f"--dtype bfloat16 with AdamW at {self.learning_rate:g}: a step would be smaller than the "
-                "gap between neighbouring bf16 numbers for nearly every weight, so the model would hardly "
-                "move. --dtype auto or float32 keeps float32 weights; --allow-bf16-updates goes on all the "
-                "same."
+                "--allow-bf16-updates drops the low bits that --dtype bfloat16 keeps of trained weights; "
+                "it needs --dtype bfloat16, and no --lora-rank, whose adapters are float32"
             )
 
     def as_dict(self) -> dict[str, Any]:
-        """What train.json records: everything but how it was shown."""
-        return {name: value for name, value in asdict(self).items() if name not in ("json", "quiet")}
+        """What train.json records: everything but how it was shown and planned."""
+        return {name: value for name, value in asdict(self).items() if name not in NOT_RECORDED}
+
+    def in_bfloat16(self, *, cuda: bool) -> bool:
+        """Whether the weights that run are bf16, on CUDA or not."""
+        return self.dtype == "bfloat16" or (cuda and self.dtype == "auto")
 
     @property
     def directory(self) -> Path:
@@ -135,6 +137,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     _steps(parser.add_argument_group("steps"))
     _held(parser.add_argument_group("what is trained of the model, and how it is held"))
     _written(parser.add_argument_group("what is written"))
+    _planned(parser.add_argument_group("memory"))
 
 
 def _what(group: argparse._ArgumentGroup) -> None:
@@ -289,25 +292,32 @@ def _held(group: argparse._ArgumentGroup) -> None:
         "--dtype",
         choices=("auto", "float32", "bfloat16"),
         default="auto",
-        help="auto: float32 on a CPU; on CUDA float32 weights and bfloat16 products",
+        help="of weights and products; bfloat16 keeps the 16 bits that weights lack of float32 beside "
+        "them, so updates are those of float32; auto: float32 on a CPU, bfloat16 on CUDA",
+    )
+    group.add_argument(
+        "--moments",
+        choices=("8bit", "float32"),
+        default="8bit",
+        help="how the optimiser of bfloat16 weights keeps its moments (%(default)s)",
     )
     group.add_argument(
         "--allow-bf16-updates",
         action="store_true",
-        help="AdamW on bare bfloat16 weights at any rate",
+        help="bfloat16 weights without their 16 low bits, which hardly move at small rates",
     )
     group.add_argument(
         "--tokens-per-microbatch",
         type=positive,
         metavar="N",
-        help="run over at a time in each process (default: 4096 on CUDA, 1024 on a CPU)",
+        help="run over at a time in each process (default: what fits, up to 4096, on CUDA; 1024 on a CPU)",
     )
     group.add_argument(
         "--activation-budget",
         type=positive,
         metavar="N",
-        help="tokens whose activations are kept; beyond it layers are run twice (default: one microbatch "
-        "on CUDA, 768 on a CPU)",
+        help="tokens whose activations are kept; beyond it layers are run twice (default: what fits on "
+        "CUDA, as many as a microbatch may have on a CPU)",
     )
     group.add_argument(
         "--attention",
@@ -366,6 +376,40 @@ def _written(group: argparse._ArgumentGroup) -> None:
         "--report-to", type=_trackers, default=(), metavar="NAME[,NAME]", help=", ".join(TRACKERS)
     )
     group.add_argument("--push-to-hub", metavar="REPO", help="push the trained model there at the end")
+
+
+def _planned(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
+        "--plan",
+        action=_Plan,
+        nargs="?",
+        const=0,
+        type=positive,
+        metavar="PROCESSES",
+        help="print what memory this run takes, and what it would pick, and end; only --model is needed. "
+        "PROCESSES: as if launched in so many",
+    )
+    group.add_argument(
+        "--plan-memory",
+        type=above_zero,
+        metavar="GIB",
+        help="what the run may take of a GPU (default: what is free; without a GPU 74, that of the 80 GB "
+        "class)",
+    )
+
+
+class _Plan(argparse.Action):
+    """A plan needs neither pairs nor a folder."""
+
+    def __call__(
+        self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: object, *_: object
+    ) -> None:
+        setattr(namespace, self.dest, values)
+        for action in parser._actions:
+            if action.dest in ("pairs", "output_dir"):
+                action.required = False
+                if getattr(namespace, action.dest) is None:
+                    setattr(namespace, action.dest, "")
 
 
 def _below_one(text: object) -> float:

@@ -48,6 +48,7 @@ class Facts:
     initial_loss: float | None
     steps: int
     settings: dict[str, Any]
+    weights: str
     processes: int
     hardware: str
     versions: dict[str, str] = field(default_factory=dict)

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 # Raised when the same pair and weights would give other numbers.
-PATH_VERSION = 1
+PATH_VERSION = 2
 
 RECORD = np.dtype([("pair", "S16"), ("chosen", "<f8"), ("rejected", "<f8")])
 

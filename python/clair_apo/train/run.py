@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
@@ -25,15 +26,20 @@ from clair_apo.train.load import (
     with_adapters,
 )
 from clair_apo.train.loop import Data, Loop, Stopped
+from clair_apo.train.memory.account import Spread
+from clair_apo.train.memory.command import longest_packed
+from clair_apo.train.memory.model import read_config
+from clair_apo.train.memory.plan import MOST_TOKENS, find_room, plan_memory
 from clair_apo.train.metrics import MetricsFile, StepMetrics, mfu
 from clair_apo.train.objectives import Objective, ObjectiveOptions
 from clair_apo.train.optim import make_optimizer
-from clair_apo.train.options import TrainOptions
+from clair_apo.train.options import LOWEST_BF16_RATE, TrainOptions
 from clair_apo.train.outputs import Facts, finish, hardware, now, versions, write_dropped
 from clair_apo.train.packing import packed_tokens
 from clair_apo.train.plan import Plan
 from clair_apo.train.policy import Policy
 from clair_apo.train.reference import Key, References
+from clair_apo.train.split import split_weights
 from clair_apo.train.tokens import Mismatched, Tokenised, TokenPairs, check_vocabulary, tokenise
 from clair_apo.train.view import View
 
@@ -48,9 +54,6 @@ FREE = {
     *("attention", "kernels", "no_share", "sharding", "reference"),
     *("model", "pairs"),  # what they hold is compared, not where they lie
 }
-# Tokens whose activations are kept on a CPU, of the 1,024 that a microbatch may have: a quarter of the
-# layers run twice for a full one, which costs 5% of the time and saves a fifth of the memory.
-CPU_ACTIVATIONS = 768
 # Nats a token that two ways of computing the same log-probability may differ by, and how far the first loss
 # may lie from theory.
 TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 0.05}
@@ -76,8 +79,12 @@ class _Run:
         self.view = View(quiet=options.quiet or not processes.first)
         self.checkpoints = Checkpoints(options.directory / "checkpoints", options.save_total_limit)
         self.cuda = processes.device.type == "cuda"
-        self.dtype = torch.bfloat16 if options.dtype == "bfloat16" else torch.float32
-        self.autocast = torch.bfloat16 if self.cuda and options.dtype == "auto" else None
+        bf16 = options.in_bfloat16(cuda=self.cuda)
+        self.dtype = torch.bfloat16 if bf16 else torch.float32
+        self.split = bf16 and not options.allow_bf16_updates
+        self.low: dict[str, torch.Tensor] | None = None  # what trained weights lack of float32, by name
+        # Adapters are float32; their products need not be.
+        self.autocast = torch.bfloat16 if bf16 and self.cuda and options.lora_rank else None
         self.kernels, why = kernels(options, processes.device)
         if why is not None:
             self.view.say(f"kernels are {self.kernels}: {why}")
@@ -91,6 +98,8 @@ class _Run:
         found = self._tokens(options.pairs, tokenizer, objective)
         held_out = self._tokens(options.eval_pairs, tokenizer, objective) if options.eval_pairs else None
         longest = max(_longest(f.pairs) for f in (found, held_out) if f is not None)
+        if self.cuda:
+            self.options = options = self._with_budgets(found, held_out, longest, resumed)
 
         policy = self._policy(tokenizer, found.pairs, longest, train=True)
         wants_reference = objective.needs_reference
@@ -107,6 +116,11 @@ class _Run:
             write_dropped(options.directory, found.dropped)
         self.view.header(asdict(facts))
         self.view.samples(found.pairs, tokenizer)
+        if options.allow_bf16_updates and options.learning_rate < LOWEST_BF16_RATE:
+            self.view.say(
+                f"bare bfloat16 weights at a rate of {options.learning_rate:g}: most steps are smaller "
+                "than half the gap between two bf16 numbers and change nothing"
+            )
         if not resumed:
             shortest = found.pairs[int(np.argmin(data.plan.tokens))]
             tolerance = TOLERANCE[self.autocast or self.dtype]
@@ -118,7 +132,13 @@ class _Run:
             if not options.lora_rank:
                 other = self._policy(tokenizer, found.pairs, longest, train=False)
                 live = launch.wrap(other, options, self.processes)
-        optimizer = make_optimizer(policy.parameters(), options)
+        optimizer = make_optimizer(
+            policy.named_parameters(),
+            options,
+            self.low,
+            fused=self.kernels == "fused",
+        )
+        self.low = None  # the optimiser has its own
         loop = Loop(
             options,
             objective,
@@ -169,6 +189,37 @@ class _Run:
         chosen.check()
         return chosen
 
+    def _with_budgets(
+        self, found: Tokenised, held_out: Tokenised | None, longest: int, resumed: Any
+    ) -> TrainOptions:
+        """Tokens of a microbatch and of activations that are kept: as given, as a run that goes on had
+        them, or as they fit."""
+        options = self.options
+        if resumed:
+            options = _before(options)
+        if options.tokens_per_microbatch and options.activation_budget:
+            return options
+        tables = [table.pairs for table in (found, held_out) if table is not None]
+        config = read_config(options.model)
+        room = find_room(options.plan_memory)
+        room = replace(room, size=self.processes.least(room.size))
+        spread = Spread(self.processes.count, launch.sharded(options, self.processes))
+        size = longest_packed(tables, options, config, longest)
+        try:
+            plan = plan_memory(options, config, size, room, spread)
+        except ClairError as error:
+            most = options.tokens_per_microbatch or max(size, MOST_TOKENS["cuda"])
+            self.view.say(f"{error}. --tokens-per-microbatch is {most}; lower it if memory is short")
+            return replace(
+                options, tokens_per_microbatch=most, activation_budget=options.activation_budget or most
+            )
+        choice = plan.choice
+        if choice is None:
+            self.view.say(f"{plan.why()} It is tried all the same, with every layer run twice.")
+            return replace(options, tokens_per_microbatch=plan.longest, activation_budget=1)
+        self.view.say(plan.line())
+        return replace(options, tokens_per_microbatch=choice.tokens, activation_budget=choice.budget)
+
     def _tokens(self, file: str, tokenizer: Any, objective: Objective) -> Tokenised:
         options = self.options
         with self.view.bar("tokens") as advance:
@@ -188,10 +239,14 @@ class _Run:
 
     def _policy(self, tokenizer: Any, pairs: TokenPairs, longest: int, *, train: bool) -> Policy:
         options = self.options
-        model = load_model(options.model, self.dtype)
+        model = load_model(options.model, torch.float32 if self.split else self.dtype)
         if train:
             self.model_hash = weights_hash(model)
             self.parameters = model.num_parameters()
+        if self.split:
+            low = split_weights(model)
+            if train and not options.lora_rank:
+                self.low = {f"causal_lm.{name}": bits for name, bits in low.items()}
         check_vocabulary(tokenizer, model.get_output_embeddings().weight.shape[0], pairs)
         shares, why = sharing(model, options, longest, self.processes.device)
         if why is not None and train:
@@ -213,18 +268,17 @@ class _Run:
         if self.kernels != "plain":
             from clair_apo.train.kernels.layers import install
 
-            make = install.fused() if self.kernels == "fused" else install.lean()
-            installed = install.install(policy.causal_lm, make, self.autocast)
+            installed = install.install(policy.causal_lm, install.makes(self.kernels), self.autocast)
             if train:
                 self.layers = installed
                 self.view.say(installed.text())
         return policy
 
     def _budget(self) -> int:
-        return self.options.tokens_per_microbatch or (4096 if self.cuda else 1024)
+        return self.options.tokens_per_microbatch or MOST_TOKENS["cpu"]
 
     def _activation_budget(self) -> int:
-        return self.options.activation_budget or (self._budget() if self.cuda else CPU_ACTIVATIONS)
+        return self.options.activation_budget or self._budget()
 
     def _data(self, pairs: TokenPairs, policy: Policy, objective: Objective, weights: str | None) -> Data:
         """`weights`: the hash of the reference's, where its log-probabilities are cached."""
@@ -274,6 +328,7 @@ class _Run:
             initial_loss=objective.initial_loss,
             steps=steps,
             settings=options.as_dict(),
+            weights=self._weights(),
             processes=self.processes.count,
             hardware=hardware(self.processes.device),
             versions=versions(),
@@ -283,7 +338,18 @@ class _Run:
     def _settings(self, facts: Facts) -> dict[str, Any]:
         """What must be the same for a checkpoint to go on."""
         own = {name: value for name, value in self.options.as_dict().items() if name not in FREE}
-        return {**own, "pairs_hash": facts.pairs_hash, "model_hash": facts.model_hash}
+        found = {"pairs_hash": facts.pairs_hash, "model_hash": facts.model_hash, "weights": facts.weights}
+        return {**own, **found}
+
+    def _weights(self) -> str:
+        """How they are held, in words."""
+        kind = str(self.dtype).removeprefix("torch.")
+        if self.options.lora_rank:
+            return f"{kind}, adapters in float32"
+        if self.split:
+            moments = "8-bit" if self.options.moments == "8bit" else "float32"
+            return f"{kind} with 16 low bits (exact float32), {moments} moments"
+        return kind
 
     # --- steps -----------------------------------------------------------------------------------
 
@@ -361,6 +427,16 @@ class _Run:
         if self.stop.by_user:
             return ClairError(said, EXIT_INTERRUPTED)
         return StoppedEarly(said)
+
+
+def _before(options: TrainOptions) -> TrainOptions:
+    """With the budgets that the run had: others would add up gradients in another order."""
+    try:
+        settings = json.loads((options.directory / "train.json").read_text("utf-8"))["settings"]
+        had = {name: settings[name] for name in ("tokens_per_microbatch", "activation_budget")}
+    except (OSError, ValueError, KeyError, TypeError):
+        return options
+    return replace(options, **{name: getattr(options, name) or value for name, value in had.items()})
 
 
 def _longest(pairs: TokenPairs) -> int:

@@ -129,7 +129,7 @@ class View:
         grid.add_row(
             "steps", f"{facts['steps']:,} of {settings['batch_size']:,} pairs: {_compact(epochs)} epochs"
         )
-        grid.add_row("settings", f"{rate}; {limits}; dtype {settings['dtype']}")
+        grid.add_row("settings", f"{rate}; {limits}; weights {facts['weights']}")
         grid.add_row("hardware", f"{processes}{one_line(str(facts['hardware']))}")
         self._print(grid)
 

@@ -1,0 +1,328 @@
+"""The plan of memory against the truth: PyTorch's own tracker over the same step, and a real process."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from tiny_models import FAMILIES, Pair, random_pair, tiny_model
+from torch.distributed._tools.mem_tracker import MemTracker
+from transformers import (
+    LlamaConfig,
+    MixtralConfig,
+)
+
+from clair_apo.cli import main
+from clair_apo.errors import ClairError
+from clair_apo.train.memory.account import GIB, Spread
+from clair_apo.train.memory.model import empty_policy, fuse
+from clair_apo.train.memory.plan import MemoryPlan, Precision, Room, optimiser_state, plan_memory
+from clair_apo.train.memory.trace import empty_batch, without_contents
+from clair_apo.train.optim import make_optimizer
+from clair_apo.train.options import TrainOptions
+from clair_apo.train.packing import Packed, pack
+from clair_apo.train.split import split_weights
+
+CUDA = torch.device("cuda")
+LLAMA_8B = LlamaConfig(
+    vocab_size=128_256,
+    hidden_size=4096,
+    intermediate_size=14_336,
+    num_hidden_layers=32,
+    num_attention_heads=32,
+    num_key_value_heads=8,
+    max_position_embeddings=8192,
+)
+# Prompt, shared beginning, and the rests of chosen and rejected answers: a microbatch of 4,095 tokens.
+REVISIONS = [(150, 60, 300, 280), (400, 30, 420, 350), (90, 10, 500, 466), (250, 100, 350, 339)]
+
+
+def options(**changes: Any) -> TrainOptions:
+    return TrainOptions("8B", "", "", **changes)
+
+
+def revisions() -> list[Pair]:
+    rng = np.random.default_rng(0)
+    return [random_pair(rng, *shape) for shape in REVISIONS]
+
+
+def plan(
+    config: Any, room: float = 74.0, longest: int = 4095, spread: Spread | None = None, **flags: Any
+) -> MemoryPlan:
+    return plan_memory(
+        options(**flags), config, longest, Room(CUDA, int(room * GIB), "a test"), spread or Spread()
+    )
+
+
+def truth(batch: Packed, given: TrainOptions, budget: int, config: Any = LLAMA_8B) -> dict[str, float]:
+    """What PyTorch's tracker sees of the second microbatch of a step, in GiB, by its own categories."""
+    with without_contents():
+        held = Precision.of(given, CUDA)
+        policy = empty_policy(
+            config, given, held.dtype, held.autocast, 4096, CUDA, kernels=kernels_of(given, CUDA)
+        )
+        install_layers(policy, kernels_of(given, CUDA))
+        policy.budget = budget
+        for parameter in policy.parameters():
+            if parameter.requires_grad:
+                parameter.grad = torch.empty_like(parameter)
+        batch = empty_batch(batch)
+        tracker = MemTracker()
+        tracker.track_external(policy)
+        with tracker:
+            loss, _, _ = policy(batch, lambda chosen, rejected, _: torch.sigmoid(rejected - chosen))
+            loss.backward()
+        found = tracker.get_tracker_snapshot("peak")[torch.device("cpu")]
+    return {str(name).rpartition(".")[2]: size / GIB for name, size in found.items()}
+
+
+def of_plan(found: MemoryPlan) -> float:
+    """What the tracker sees of it: neither optimiser nor cuBLAS."""
+    assert found.choice is not None
+    return (found.standing.weights + found.standing.gradients + found.choice.moment.peak) / GIB
+
+
+# --- against the truth ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("budget", "kernels"),
+    [(4095, "plain"), (4095, "auto"), (2048, "auto"), (1, "auto")],
+    ids=["no layer twice, plain", "no layer twice", "half", "every layer twice"],
+)
+def test_step_of_8b(budget: int, kernels: str) -> None:
+    flags = {"tokens_per_microbatch": 4095, "activation_budget": budget, "kernels": kernels}
+    batch = pack(revisions())
+    assert batch.tokens == 4095
+    found = plan(LLAMA_8B, 200.0, longest=1239, **flags)
+    expected = truth(batch, options(**flags), budget)
+    assert of_plan(found) == pytest.approx(expected["Total"], rel=0.03)
+    assert found.standing.weights / GIB == pytest.approx(expected["Parameter"], rel=1e-3)
+    assert found.standing.gradients / GIB == pytest.approx(expected["Gradient"], rel=1e-3)
+    rest = expected["Total"] - expected["Parameter"] - expected["Gradient"]
+    assert found.choice is not None
+    assert found.choice.moment.peak / GIB == pytest.approx(rest, rel=0.03)
+
+
+def small(family: str) -> Any:
+    """Of each family a model whose activations count beside its weights."""
+    sizes = {"hidden_size": 256, "intermediate_size": 512, "num_hidden_layers": 4, "vocab_size": 1000}
+    return tiny_model(family, **sizes, max_position_embeddings=1024).config
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(
+    "flags", [{}, {"lora_rank": 4}, {"no_share": True}], ids=["whole", "lora", "unshared"]
+)
+def test_other_families(family: str, flags: dict[str, Any]) -> None:
+    config = small(family)
+    config._attn_implementation = "sdpa"
+    shapes = [(20, 44, 48, 48)] * 4
+    rng = np.random.default_rng(0)
+    batch = pack([random_pair(rng, *shape) for shape in shapes], share=not flags.get("no_share"))
+    longest = batch.tokens // 4
+    tokens = {"tokens_per_microbatch": batch.tokens, "dtype": "float32", "attention": "auto"}
+    for budget in (batch.tokens, 1):
+        found = plan(config, 1.0, longest, **flags, **tokens, activation_budget=budget)
+        expected = truth(batch, options(**flags, **tokens), budget, config)
+        assert of_plan(found) == pytest.approx(expected["Total"], rel=0.03)
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "rmsprop"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_optimiser_state(optimizer: str, dtype: str) -> None:
+    """What is held behind a real step."""
+    given = options(dtype=dtype, optimizer=optimizer)
+    held = Precision.of(given, torch.device("cpu"))
+    assert held.split == (dtype == "bfloat16")
+    model = tiny_model("Llama", hidden_size=128)
+    low = split_weights(model) if held.split else None
+    made = make_optimizer(model.named_parameters(), given, low)
+    for parameter in model.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    made.step()
+    state = [
+        t for own in made.state.values() for t in own.values() if isinstance(t, torch.Tensor) and t.ndim
+    ]
+    expected = sum(t.numel() * t.element_size() for t in state)
+    assert sum(optimiser_state(model, given, held)) == pytest.approx(expected, rel=1e-3)
+
+
+REAL = """
+import json, sys, torch
+from clair_apo.memory import spare_memory
+spare_memory()
+import numpy as np
+from transformers import LlamaConfig
+from clair_apo.train.memory.account import GIB, Spread
+from clair_apo.train.memory.plan import Room, plan_memory
+from clair_apo.train.memory.trace import imagined
+from clair_apo.train.options import TrainOptions
+from clair_apo.train.load import sharing
+from clair_apo.train.optim import make_optimizer
+from clair_apo.train.policy import Policy
+from transformers import AutoModelForCausalLM
+
+def status(name):
+    with open("/proc/self/status") as file:
+        return next(int(line.split()[1]) << 10 for line in file if line.startswith(name))
+
+config = LlamaConfig(vocab_size=16384, hidden_size=512, intermediate_size=1536, num_hidden_layers=8,
+                     num_attention_heads=8, num_key_value_heads=4)
+cpu = torch.device("cpu")
+options = TrainOptions("m", "", "", tokens_per_microbatch=1024, activation_budget=int(sys.argv[1]))
+plan = plan_memory(options, config, 512, Room(cpu, 8 * GIB, ""), Spread())
+# Once small, so that what libraries allocate at their first use is not counted.
+torch.nn.Linear(64, 64)(torch.ones(8, 64)).sum().backward()
+before = status("VmRSS")
+model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+sharing(model, options, 512, cpu)
+policy = Policy(model, budget=options.activation_budget).train()
+optimizer = make_optimizer(policy.named_parameters(), options)
+batch = imagined(512, 2)
+for step in range(2):
+    for micro in range(2):
+        policy(batch, lambda chosen, rejected, _: torch.sigmoid(rejected - chosen))[0].backward()
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+print(json.dumps({"planned": plan.peak, "measured": status("VmHWM") - before}))
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+@pytest.mark.parametrize("budget", [1024, 1], ids=["no layer twice", "every layer twice"])
+def test_real_process(budget: int) -> None:
+    """A float32 step on a CPU: the resident set grows by what was planned, within a tenth."""
+    done = subprocess.run(
+        [sys.executable, "-c", REAL, str(budget)], capture_output=True, text=True, check=True
+    )
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert found["measured"] == pytest.approx(found["planned"], rel=0.1)
+
+
+# --- what is picked ------------------------------------------------------------------------------
+
+
+def test_8b_fits_one_gpu_of_80_gb() -> None:
+    """Full weights with 16 low bits and 8-bit moments, 4,096 tokens at once."""
+    found = plan(LLAMA_8B)
+    assert found.choice is not None
+    assert found.choice.tokens == 4096
+    assert found.peak <= 74 * GIB
+    assert found.parameters.total == found.parameters.trained == 8_030_261_248
+    found.check()
+
+
+def test_as_little_recomputation_as_fits() -> None:
+    kept = []
+    for room in (72.0, 74.0, 80.0, 140.0):
+        found = plan(LLAMA_8B, room)
+        assert found.choice is not None
+        assert found.peak <= room * GIB
+        kept.append(found.choice.kept_layers)
+        if found.choice.kept_layers < found.layers:
+            more = replace(found.choice, kept_layers=found.choice.kept_layers + 1)
+            budget = -(-found.choice.tokens * more.kept_layers // found.layers)
+            assert plan(LLAMA_8B, room, activation_budget=budget).choice is None
+    assert kept == sorted(kept)
+    assert kept[0] < kept[-1] == 32
+
+
+def test_smaller_microbatches_where_4096_tokens_do_not_fit() -> None:
+    found = plan(LLAMA_8B, 64.0, longest=500)
+    assert found.choice is not None
+    assert 500 <= found.choice.tokens < 4096
+
+
+def test_the_longest_pair_decides_where_it_is_longer() -> None:
+    found = plan(LLAMA_8B, 200.0, longest=6000)
+    assert found.choice is not None
+    assert found.choice.tokens == 6000
+
+
+@pytest.mark.parametrize("spread", [Spread(), Spread(8, sharded=False), Spread(2, sharded=True)])
+def test_what_does_not_fit_says_what_would(spread: Spread) -> None:
+    found = plan(LLAMA_8B, 24.0, spread=spread)
+    assert found.choice is None
+    with pytest.raises(ClairError, match="does not fit: one pair of 4,095 tokens") as raised:
+        found.check()
+    said = str(raised.value)
+    assert "--lora-rank" in said
+    assert ("--sharding fsdp" in said) != spread.sharded
+    assert raised.value.exit_code == 1
+
+
+def test_shards_hold_a_part_and_gather_layers() -> None:
+    one, eight = plan(LLAMA_8B, 200.0), plan(LLAMA_8B, 200.0, spread=Spread(8, sharded=True))
+    for name in ("weights", "low_bits", "gradients", "moments"):
+        assert getattr(eight.standing, name) == pytest.approx(getattr(one.standing, name) / 8, abs=8)
+    # Embedding, head and their gradients; two layers, their gradients, and these as float32.
+    around, layer = 2 * 128_256 * 4096 + 4096, 218_112_000
+    assert eight.standing.gathered == 4 * around + 2 * (4 + 4) * layer
+
+
+def test_adapters_leave_the_rest_without_state() -> None:
+    found = plan(LLAMA_8B, 24.0, lora_rank=16)
+    assert found.choice is not None
+    assert found.parameters.trained < found.parameters.total / 100
+    assert found.standing.gradients < 1 * GIB
+
+
+def test_experts_are_said_not_to_be_known() -> None:
+    with pytest.raises(ClairError, match="cannot be planned"):
+        plan(
+            MixtralConfig(hidden_size=64, intermediate_size=96, num_hidden_layers=2, num_attention_heads=4)
+        )
+
+
+# --- the command ---------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A config, and nothing else: no weights and no tokenizer."""
+    small("Llama").save_pretrained(tmp_path)
+    return tmp_path
+
+
+def test_command(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", "--model", str(folder), "--plan", "--plan-memory", "8"]) == 0
+    said = capsys.readouterr().out
+    assert "at the peak" in said
+    assert "--tokens-per-microbatch 4096 --activation-budget 4096: no layer runs twice" in said
+    assert max(map(len, said.splitlines()[1:])) <= 108
+
+
+def test_command_as_json(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["train", "--model", str(folder), "--plan", "8", "--sharding", "fsdp", "--json"]
+    assert main(command) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["fits"]
+    assert (found["processes"], found["sharded"]) == (8, True)
+    parts = [
+        found["standing"][name] for name in ("weights", "low_bits", "gradients", "moments", "gathered")
+    ]
+    assert found["standing"]["total"] == sum(parts) + found["standing"]["workspace"]
+    assert found["peak"] == found["standing"]["total"] + found["moment"]["peak"]
+    # In two dozen numbers for each hidden number: norms, attention, gates.
+    assert 15 < sum(part["size"] for part in found["kept_per_token"]) / (2 * 256) < 40
+
+
+def test_command_that_does_not_fit(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", "--model", str(folder), "--plan", "--plan-memory", "0.01"]) == 1
+    out = capsys.readouterr()
+    assert "at the peak" in out.out
+    assert "does not fit" in out.err
+    assert "Traceback" not in out.err
+
+
+def test_one_process_has_nothing_to_share_with(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", "--model", str(folder), "--plan", "--sharding", "fsdp"]) == 2
+    assert "--plan N" in capsys.readouterr().err
