@@ -26,9 +26,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from clair_apo import train_model
 from clair_apo.errors import ClairError, UsageError
 from clair_apo.train.options import TrainOptions, add_arguments
-from conftest import ROOT
 from trl_step import WORDS, tiny_model
 
+ROOT = Path(__file__).resolve().parents[2]
 FLAGS: dict[str, Any] = {"batch_size": 4, "learning_rate": 1e-3, "tokens_per_microbatch": 60, "quiet": True}
 
 
