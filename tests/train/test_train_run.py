@@ -26,9 +26,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from clair_apo import train_model
 from clair_apo.errors import ClairError, UsageError
 from clair_apo.train.options import TrainOptions, add_arguments
-from conftest import ROOT
 from trl_step import WORDS, tiny_model
 
+ROOT = Path(__file__).resolve().parents[2]
 FLAGS: dict[str, Any] = {"batch_size": 4, "learning_rate": 1e-3, "tokens_per_microbatch": 60, "quiet": True}
 
 
@@ -270,7 +270,7 @@ def test_numbers_that_are_none_stop_the_run_in_words(run: Any, tmp_path: Path) -
         ({"label_smoothing": 0.1}, "defined for dpo"),
         ({"sharding": "fsdp"}, "needs several processes"),
         ({"attention": "varlen"}, "CUDA only"),
-        ({"kernels": "fused"}, "--kernels fused is not possible here: .* TRITON_INTERPRET=1.*; plain is"),
+        ({"kernels": "fused"}, "--kernels fused is not possible here: .*TRITON_INTERPRET=1.*; plain is"),
         ({"lora_alpha": 4}, "needs --lora-rank"),
         ({"eval_steps": 4}, "needs --eval-pairs"),
         ({"objective": "sft", "sft_weight": 1}, "sft itself needs none"),

@@ -221,7 +221,7 @@ class _Rotary:
 
     def forward(self, module: Any) -> Callable[..., Any] | None:
         size = getattr(module, "head_dim", None)
-        if self._sizes != {size}:  # turned in part, or by angles that are not to be found
+        if size is None or self._sizes != {size}:  # turned in part, or by angles that are not to be found
             return None
         weight = next(module.parameters())
         key = (type(module).forward, size, weight.dtype)
