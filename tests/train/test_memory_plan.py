@@ -22,7 +22,7 @@ from transformers import (
 from clair_apo.cli import main
 from clair_apo.errors import ClairError
 from clair_apo.train.memory.account import GIB, Spread
-from clair_apo.train.memory.model import empty_policy, fuse
+from clair_apo.train.memory.model import empty_policy, install_layers, kernels_of
 from clair_apo.train.memory.plan import MemoryPlan, Precision, Room, optimiser_state, plan_memory
 from clair_apo.train.memory.trace import empty_batch, without_contents
 from clair_apo.train.optim import make_optimizer
