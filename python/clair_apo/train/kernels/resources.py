@@ -194,7 +194,7 @@ def _share(spec: Spec, gpu: Generation, programs: int, instructions: int, code: 
         if programs > 1:
             return 1.0
         main = 2 * spec.constants["ROWS"] * spec.constants["COLUMNS"] * HIDDEN / gpu.operations
-        return main / (main + instructions * spec.num_warps / 4)
+        return float(main / (main + instructions * spec.num_warps / 4))
     loads = re.findall(r"\bLDG\.E((?:\.\w+)*)", code)
     under_way = programs * 32 * spec.num_warps * sum(map(_width, loads))
     return min(1.0, under_way * gpu.multiprocessors / (gpu.bandwidth * gpu.latency))

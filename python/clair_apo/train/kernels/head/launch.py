@@ -58,7 +58,7 @@ def distributions(
     sums = torch.empty_like(maxima)
     # A target beyond the vocabulary stays not a number.
     chosen = hidden.new_full((count,), torch.nan, dtype=torch.float32)
-    with torch.cuda.device_of(hidden):
+    with _device_of(hidden):
         products.distributions[_grid(count, head.vocabulary, tiles)](
             _matrix(hidden, tiles.rows, tiles.depth),
             _matrix(weight, tiles.columns, tiles.depth),
@@ -99,7 +99,7 @@ def slopes(
     tiles = tiles_of(hidden.dtype)
     some = head.columns(part)
     hidden, weight = _factor(hidden), _factor(some.weight)
-    with torch.cuda.device_of(hidden):
+    with _device_of(hidden):
         products.slopes[_grid(count, some.vocabulary, tiles)](
             _matrix(hidden, tiles.rows, tiles.depth),
             _matrix(weight, tiles.columns, tiles.depth),
@@ -136,7 +136,7 @@ def gradients(
     factors = coefficients * scale
     # 1 - p from log p: near 1 a rounded p would have nothing left.
     on_target = -factors * torch.expm1(logps)
-    with torch.cuda.device_of(kept):
+    with _device_of(kept):
         products.gradients[(-(-count // ROWS_AT_ONCE), len(maxima))](
             kept,
             maxima,
@@ -157,7 +157,7 @@ def add_product(left: Tensor, right: Tensor, out: Tensor) -> None:
     """`out` [n, H] float32 += `left` [n, k] @ `right` [k, H], both of one dtype."""
     tiles = tiles_of(left.dtype)
     left, right = _factor(left), _factor(right)
-    with torch.cuda.device_of(left):
+    with _device_of(left):
         products.add_product[_grid(len(left), right.shape[1], tiles)](
             _matrix(left, tiles.rows, tiles.depth),
             _matrix(right, tiles.depth, tiles.columns),
@@ -189,6 +189,11 @@ def aligned_empty(like: Tensor, rows: int, columns: int) -> Tensor:
 def described(device: torch.device) -> bool:
     """Whether matrices come as tensor descriptors: in hardware Hopper is the first to have them."""
     return device.type != "cuda" or torch.cuda.get_device_capability(device) >= (9, 0)
+
+
+def _device_of(tensor: Tensor) -> torch.cuda.device_of:
+    """Makes the device of `tensor` the current one, where kernels run."""
+    return torch.cuda.device_of(tensor)  # type: ignore[no-untyped-call]
 
 
 def _factor(matrix: Tensor) -> Tensor:

@@ -63,7 +63,7 @@ class Tiles:
 
 
 SHORT = Tiles(128, 128, 64, warps=8, stages=3)  # bf16, float16
-LONG = Tiles(64, 64, 32, warps=4, stages=3)  # float32, which has no matrix instruction that is exact
+LONG = Tiles(64, 64, 32, warps=8, stages=3)  # float32, which has no matrix instruction that is exact
 ROWS_AT_ONCE = 16  # of `gradients`
 
 
