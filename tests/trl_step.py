@@ -9,9 +9,9 @@ WORDS = ["<pad>", "<eos>", "<unk>", "user", "assistant", "What", "is", "It", "an
 WORDS += [str(n) for n in range(12)]
 
 
-def tiny_model(folder: Path) -> Any:
+def tiny_model(folder: Path, **sizes: int) -> Any:
     """Saves a model of a few thousand weights in `folder`, from which TRL loads it, and its tokenizer of
-    words; returns the tokenizer."""
+    words; returns the tokenizer. `sizes` take the place of its config's."""
     import torch
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
@@ -25,6 +25,7 @@ def tiny_model(folder: Path) -> Any:
     )
     torch.manual_seed(0)
     small = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    small |= sizes
     model = LlamaForCausalLM(LlamaConfig(vocab_size=len(WORDS), pad_token_id=0, eos_token_id=1, **small))
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)

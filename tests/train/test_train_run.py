@@ -45,6 +45,14 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def wide(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model with matrices that are large enough for 8-bit moments."""
+    folder = tmp_path_factory.mktemp("wide")
+    tiny_model(folder, hidden_size=64, intermediate_size=160)
+    return folder
+
+
+@pytest.fixture(scope="session")
 def pairs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     rng = torch.Generator().manual_seed(0)
 
@@ -132,15 +140,8 @@ def test_how_a_step_is_run_does_not_change_it(run: Any, flags: dict[str, Any]) -
 def test_two_processes_equal_one(run: Any, model: Path, pairs: Path, tmp_path: Path, sharding: str) -> None:
     one = run("one", eval_pairs=str(pairs))
     two = tmp_path / "two"
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    command += ["-m", "clair_apo.train", *arguments(model, pairs, two), "--sharding", sharding]
-    command += ["--eval-pairs", str(pairs)]
-    environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
-    environment["XDG_CACHE_HOME"] = str(tmp_path / "another cache")
-    done = subprocess.run(
-        command, env=environment, capture_output=True, text=True, timeout=120, check=False
-    )
-    assert done.returncode == 0, done.stderr
+    given = [*arguments(model, pairs, two), "--sharding", sharding, "--eval-pairs", str(pairs)]
+    in_two_processes(given, tmp_path / "another cache")
     assert_near(one, two, 2e-6)
     for a, b in zip(metrics(one), metrics(two), strict=True):
         for name in ("loss", "eval_loss", "logps/chosen", "rewards/margins", "eval_rewards/accuracies"):
@@ -148,6 +149,49 @@ def test_two_processes_equal_one(run: Any, model: Path, pairs: Path, tmp_path: P
                 assert math.isclose(a[name], b[name], rel_tol=1e-5, abs_tol=1e-6), name
         if "pairs" in a:
             assert (a["pairs"], a["tokens"], a["num_tokens"]) == (b["pairs"], b["tokens"], b["num_tokens"])
+
+
+def in_two_processes(given: list[str], cache: Path) -> None:
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
+    environment["XDG_CACHE_HOME"] = str(cache)
+    done = subprocess.run(
+        [*command, "-m", "clair_apo.train", *given],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_sharded_bf16_weights_equal_those_of_one_process(
+    run: Any, wide: Path, pairs: Path, tmp_path: Path
+) -> None:
+    """Within the rounding of bf16 gradients, which processes add in another order: 2% of the way that
+    weights went. A checkpoint of one process goes on in two."""
+    flags: dict[str, Any] = {"dtype": "bfloat16", "model": str(wide), "save_steps": 2}
+    one = run("one", **flags, save_total_limit=9)
+    two = tmp_path / "two"
+    given = [*arguments(wide, pairs, two), "--sharding", "fsdp", "--dtype", "bfloat16"]
+    given += ["--save-steps", "2"]
+    in_two_processes(given, tmp_path / "cache")
+    again = tmp_path / "again"
+    shutil.copytree(one, again)
+    shutil.rmtree(again / "checkpoints" / "step-00000004")
+    shutil.rmtree(again / "checkpoints" / "step-00000005")
+    resumed = [*arguments(wide, pairs, again), "--sharding", "fsdp", "--dtype", "bfloat16"]
+    in_two_processes([*resumed, "--save-steps", "2", "--resume"], tmp_path / "cache")
+    start = weights(wide)
+    for folder in (two, again):
+        found, wanted = weights(folder), weights(one)
+        way = sum(float((wanted[name].float() - start[name]).abs().sum()) for name in start)
+        apart = sum(float((wanted[name].float() - found[name].float()).abs().sum()) for name in start)
+        assert {tensor.dtype for tensor in found.values()} == {torch.bfloat16}
+        assert apart < 0.02 * way
+        for a, b in zip(metrics(one), metrics(folder), strict=True):
+            assert math.isclose(a["loss"], b["loss"], rel_tol=1e-4)
 
 
 def arguments(model: Path, pairs: Path, folder: Path) -> list[str]:
@@ -160,18 +204,24 @@ def arguments(model: Path, pairs: Path, folder: Path) -> list[str]:
 
 
 @pytest.mark.parametrize(
-    ("number", "status"),
-    [(signal.SIGKILL, -signal.SIGKILL), (signal.SIGINT, 130), (signal.SIGTERM, 3)],
-    ids=["kill", "ctrl-c", "term"],
+    ("number", "status", "dtype"),
+    [
+        (signal.SIGKILL, -signal.SIGKILL, "auto"),
+        (signal.SIGKILL, -signal.SIGKILL, "bfloat16"),
+        (signal.SIGINT, 130, "auto"),
+        (signal.SIGTERM, 3, "auto"),
+    ],
+    ids=["kill", "kill in bf16", "ctrl-c", "term"],
 )
 def test_a_stopped_run_goes_on_bit_by_bit(
-    run: Any, model: Path, pairs: Path, tmp_path: Path, number: int, status: int
+    run: Any, model: Path, wide: Path, pairs: Path, tmp_path: Path, number: int, status: int, dtype: str
 ) -> None:
-    flags: dict[str, Any] = {"num_train_epochs": 8, "save_steps": 3}
+    model = wide if dtype == "bfloat16" else model
+    flags: dict[str, Any] = {"num_train_epochs": 8, "save_steps": 3, "dtype": dtype, "model": str(model)}
     whole = run("whole", **flags)
     folder = tmp_path / "stopped"
     command = [sys.executable, "-m", "clair_apo.train", *arguments(model, pairs, folder)]
-    command += ["--num-train-epochs", "8", "--save-steps", "3"]
+    command += ["--num-train-epochs", "8", "--save-steps", "3", "--dtype", dtype]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     written = folder / "metrics.jsonl"
     deadline = time.monotonic() + 120
@@ -356,6 +406,27 @@ def test_bare_bfloat16_trains_at_a_rate_that_moves_it(run: Any) -> None:
     assert first["loss"] == pytest.approx(1, abs=1e-6)
     assert last["logps/rejected_relative"] < 0
     assert weights(folder)["lm_head.weight"].dtype == torch.bfloat16
+
+
+def test_bf16_weights_with_low_bits_train_as_float32_ones(run: Any, wide: Path) -> None:
+    """At a rate whose steps are far below a bf16 step of most weights."""
+    flags = {"model": str(wide), "learning_rate": 1e-5, "num_train_epochs": 6}
+    exact = metrics(run("float32", **flags))
+    folder = run("bf16", dtype="bfloat16", **flags)
+    first, *_, last = metrics(folder)
+    assert first["loss"] == pytest.approx(1, abs=1e-6)
+    assert last["rewards/margins"] == pytest.approx(exact[-1]["rewards/margins"], rel=0.1)
+    facts = json.loads((folder / "train.json").read_text())
+    assert facts["weights"] == "bfloat16 with 16 low bits (exact float32), 8-bit moments"
+    assert AutoModelForCausalLM.from_pretrained(folder).dtype == torch.bfloat16
+    with pytest.raises(UsageError, match=r"moments was '8bit' and is 'float32'"):
+        run("bf16", dtype="bfloat16", moments="float32", resume=True, **flags)
+
+
+def test_adapters_on_bf16_weights_are_float32(run: Any) -> None:
+    folder = run("adapters", dtype="bfloat16", lora_rank=2)
+    assert metrics(folder)[0]["loss"] == pytest.approx(1, abs=1e-6)
+    assert {t.dtype for t in load_file(folder / "adapter_model.safetensors").values()} == {torch.float32}
 
 
 def resumed_from(run: Any, name: str, step: int, **flags: Any) -> Path:

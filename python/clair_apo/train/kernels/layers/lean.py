@@ -26,15 +26,15 @@ class _RmsNorm(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, epsilon: float, form: NormForm) -> Tensor:
         wide = x.float()
-        scale = torch.linalg.vector_norm(wide, dim=-1, keepdim=True).square_()
+        scale: Tensor = torch.linalg.vector_norm(wide, dim=-1, keepdim=True).square_()
         scale.div_(x.shape[-1]).add_(epsilon).rsqrt_()
         ctx.save_for_backward(x, weight, scale)
         ctx.form = form
-        normal = wide * scale
+        normal: Tensor = wide * scale
         if form.rounds_first:
             normal = normal.to(x.dtype)
-            offset = weight + form.offset if form.offset else weight
-            return normal.mul_(offset) if normal.dtype == offset.dtype else normal * offset
+            factor = weight + form.offset if form.offset else weight
+            return normal.mul_(factor) if normal.dtype == factor.dtype else normal * factor
         return normal.mul_(weight.float() + form.offset).to(x.dtype)
 
     @staticmethod

@@ -13,8 +13,8 @@ with a bf16 gradient):
 Never in memory: the master, moments in float32, a scaled gradient, thresholds.
 
 The operations are those of the twin in their order, so in the interpreter both agree bit by bit. Compiled,
-products and sums are contracted, and quotients and roots good to two units in the last place: the step then
-differs by some 1e-7 of itself, and a code by one where it lay on an edge. A compiled pass itself is
+products and sums may be contracted, quotients and roots are good to two units in the last place: the step
+then differs by some 1e-7 of itself, and a code by one where it lay on an edge. A compiled pass itself is
 deterministic. Places are int64, so a parameter may have more than 2**31 numbers.
 """
 

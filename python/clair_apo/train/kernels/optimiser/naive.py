@@ -18,6 +18,16 @@ AdamW multiplies its rate with that ratio, it never passes 7.3 (beta 0.9 and 0.9
 no scale. Codes lie 0.4% of a full step apart at zero, 3% at one. To nearest: the mean changes by a
 tenth of itself in a step.
 
+What was tried, over 4,000 steps at a rate of 2e-7 against float32 AdamW, as |difference| / |way of the
+weights|; gradients are noise with a twentieth of drift, columns log-normal, sigma 1.5 (in brackets 2.5):
+- second moment by a dynamic table (decades with ever fewer bits), to nearest, blocks of 256: 12.6 (56).
+  Small ones become 0, and their steps blow up.
+- its root as here, but to nearest: 0.87 (0.82); stochastic, independent thresholds: 0.061 (0.31); as here:
+  0.051 (0.31)
+- its root with five bits of mantissa, eight octaves: 0.47 (0.82): too many lie below the smallest code
+- first moment by a dynamic table, blocks of 256: 0.051; beside the root, stochastic: 0.009; as here: 0.006
+- both as here: 0.051
+
 Names: u is the root of the second moment, m the first moment, g the gradient.
 """
 
