@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import subprocess
 import sys
@@ -92,23 +93,28 @@ def of_plan(found: MemoryPlan) -> float:
 # --- against the truth ---------------------------------------------------------------------------
 
 
+@pytest.mark.timeout(900)  # a minute where nothing else runs
 @pytest.mark.parametrize(
-    ("budget", "kernels"),
-    [(4095, "plain"), (4095, "auto"), (2048, "auto"), (1, "auto")],
-    ids=["no layer twice, plain", "no layer twice", "half", "every layer twice"],
+    ("layers", "budget", "kernels"),
+    [(32, 2048, "auto"), (4, 4095, "plain"), (4, 4095, "auto"), (4, 1, "auto")],
+    ids=["8B, half", "no layer twice, plain", "no layer twice", "every layer twice"],
 )
-def test_step_of_8b(budget: int, kernels: str) -> None:
+def test_step_of_8b(layers: int, budget: int, kernels: str) -> None:
+    """At the width of 8B; once at its depth too, which takes the tracker half a minute."""
+    config = copy.deepcopy(LLAMA_8B)
+    config.num_hidden_layers = layers
     flags = {"tokens_per_microbatch": 4095, "activation_budget": budget, "kernels": kernels}
     batch = pack(revisions())
     assert batch.tokens == 4095
-    found = plan(LLAMA_8B, 200.0, longest=1239, **flags)
-    expected = truth(batch, options(**flags), budget)
+    found = plan(config, 200.0, longest=1239, **flags)
+    expected = truth(batch, options(**flags), budget, config)
     assert of_plan(found) == pytest.approx(expected["Total"], rel=0.03)
-    assert found.standing.weights / GIB == pytest.approx(expected["Parameter"], rel=1e-3)
-    assert found.standing.gradients / GIB == pytest.approx(expected["Gradient"], rel=1e-3)
-    rest = expected["Total"] - expected["Parameter"] - expected["Gradient"]
+    assert found.standing.weights / GIB == pytest.approx(expected["PARAM"], rel=1e-3)
+    assert found.standing.gradients / GIB == pytest.approx(expected["GRAD"], rel=1e-3)
+    rest = expected["Total"] - expected["PARAM"] - expected["GRAD"]
     assert found.choice is not None
-    assert found.choice.moment.peak / GIB == pytest.approx(rest, rel=0.03)
+    # With four layers the head decides, and a plan takes its chunk for full and all tokens for scored.
+    assert 0.97 < found.choice.moment.peak / GIB / rest < (1.03 if layers == 32 else 1.15)
 
 
 def small(family: str) -> Any:

@@ -16,7 +16,7 @@ proportion to tokens, so two lengths of a pass say it for any.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from clair_apo.train.memory.trace import Pass
@@ -146,18 +146,19 @@ class Moment:
 class Passes:
     """What passes over one and over two of the longest pairs took, for any number of tokens.
 
-    `kinds` [layers]: the layer of the passes that stands for each of the model's. `short`: a pass over
-    short pairs, of which the head takes as many at a time as its chunk holds; a pair beyond the chunk it
-    takes in another way, with less.
+    `kinds` [layers]: the layer of the passes that stands for each of the model's. `head`: what the head
+    needs for so many tokens, which is not in proportion to them: it takes as many pairs as its chunk holds.
     """
 
     def __init__(
-        self, keeping: Sequence[Pass], twice: Sequence[Pass], kinds: Sequence[int], short: Pass
+        self,
+        keeping: Sequence[Pass],
+        twice: Sequence[Pass],
+        kinds: Sequence[int],
+        head: Callable[[int], int],
     ) -> None:
-        self._keeping, self._twice, self._kinds = keeping, twice, kinds
+        self._keeping, self._twice, self._kinds, self._head = keeping, twice, kinds, head
         self.count = len(kinds)
-        self._short_tokens = short.tokens
-        self._chunk = max(0, short.head - self._line([one.head for one in keeping], short.tokens))
 
     @property
     def longest(self) -> Pass:
@@ -175,8 +176,7 @@ class Passes:
             kept=self._line([one.kept for one in some], tokens),
             inputs=self._line([one.inputs for one in some], tokens),
             outside=self._line([one.outside for one in some], tokens),
-            head=self._line([one.head for one in some], tokens)
-            + round(self._chunk * min(1.0, tokens / self._short_tokens)),
+            head=self._head(tokens),
             backward=self._line([one.backward for one in some], tokens),
             again=self._line(again, tokens),
         )
@@ -193,7 +193,7 @@ def _of(one: Pass, kinds: Sequence[int], first: int) -> Moment:
         kept=sum(layers[kind] for kind in kinds[first:]),
         inputs=sum(one.inputs[kind] for kind in kinds[:first]),
         outside=one.outside,
-        head=one.head,
+        head=0,
         backward=one.left + one.backward,
         again=0,
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -206,6 +207,7 @@ def plan_memory(options: TrainOptions, config: Any, longest: int, room: Room, sp
     """
     held = Precision.of(options, room.device)
     kind, kernels = room.device.type, kernels_of(options, room.device)
+    live = options.reference == "live" and not options.lora_rank
     try:
         with without_contents():
             policy = empty_policy(
@@ -216,28 +218,33 @@ def plan_memory(options: TrainOptions, config: Any, longest: int, room: Room, sp
             kinds = one_of_each(policy)
             install_layers(policy, kernels)
             batches = [imagined(longest, pairs, share=policy.share) for pairs in (1, 2)]
-            size = min(longest, SHORT_PAIR)
-            short = imagined(size, max(1, MOST_TOKENS[kind] // size), share=policy.share)
+
+            @cache
+            def head(tokens: int) -> int:
+                sizes = {min(longest, tokens), min(longest, tokens, SHORT_PAIR)}
+                some = [imagined(size, tokens // size, share=policy.share) for size in sizes]
+                return max(run_pass(policy, batch, twice=False).head for batch in some)
+
             passes = Passes(
                 *([run_pass(policy, batch, twice=twice) for batch in batches] for twice in (False, True)),
                 kinds,
-                run_pass(policy, short, twice=False),
+                head,
             )
+            state = standing(parameters, low_bits, moments, spread, live=live, cuda=kind == "cuda")
+            choice = choose(
+                passes,
+                room.size - state.total,
+                longest,
+                options.tokens_per_microbatch,
+                options.activation_budget,
+                MOST_TOKENS[kind],
+            )
+            least = state.total + passes.at(longest, 0).peak
     except (DynamicOutputShapeException, DataDependentOutputException) as error:
         raise ClairError(
             f"the memory of {one_line(options.model)} cannot be planned: what its layers keep hangs on the "
             f"contents of tensors, not on their shapes alone ({one_line(str(error), 100)})"
         ) from error
-    live = options.reference == "live" and not options.lora_rank
-    state = standing(parameters, low_bits, moments, spread, live=live, cuda=kind == "cuda")
-    choice = choose(
-        passes,
-        room.size - state.total,
-        longest,
-        options.tokens_per_microbatch,
-        options.activation_budget,
-        MOST_TOKENS[kind],
-    )
     return MemoryPlan(
         model=options.model,
         held=held.text(),
@@ -250,7 +257,7 @@ def plan_memory(options: TrainOptions, config: Any, longest: int, room: Room, sp
         longest=longest,
         room=room,
         choice=choice,
-        least=state.total + passes.at(longest, 0).peak,
+        least=least,
         parts=_parts(passes.longest.kept, kinds[-1], batches[0].tokens),
     )
 
