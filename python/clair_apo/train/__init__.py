@@ -10,8 +10,9 @@ __all__ = ["train_model"]
 def train_model(**flags: Any) -> dict[str, Any]:
     """`clair-apo train` as a function: the same flags under the same names.
 
-    Returns: what `train.json` in the output folder holds. Raises: TypeError for an unknown name, UsageError
-    for a value that cannot be meant, ClairError where the run cannot go on.
+    Returns: what `train.json` in the output folder holds; with `plan` what `--plan --json` prints. Raises:
+    TypeError for an unknown name, UsageError for a value that cannot be meant, ClairError where the run
+    cannot go on.
 
         train_model(model="local:smollm2", pairs="pairs.parquet", output_dir="trained")
     """
@@ -19,6 +20,10 @@ def train_model(**flags: Any) -> dict[str, Any]:
     from clair_apo.train.options import TrainOptions
 
     options = TrainOptions.of(namespace("train", flags))
+    if options.plan is not None:
+        from clair_apo.train.memory.command import plan_of
+
+        return plan_of(options).document()
     from clair_apo.train.run import train
 
     return train(options)
