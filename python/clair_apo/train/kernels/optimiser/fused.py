@@ -63,7 +63,7 @@ def _decoded_root(codes, base):
 
 
 @triton.jit(do_not_specialize=["first_row", "turn"])
-def step_kernel(
+def step_kernel(  # type: ignore[no-untyped-def]  # types of kernels are Triton's
     weight,
     low,
     gradient,
