@@ -57,6 +57,11 @@ def test_real_pairs_without_evidence_are_refused(shared_data: Path, name: str) -
         (origin("off_policy_judge", "phi", "vicuna"), "apo-down"),
         (origin("x", "phi", "m", score_chosen=2.0, score_rejected=4.0), "apo-down"),
         (origin("x", "phi", "m", score_chosen="5", score_rejected="4"), "apo-zero"),
+        (origin("clair", "gpt-4", "m", judge_winner="chosen"), "apo-zero"),
+        (
+            origin("clair", "gpt-4", "m", judge_winner="rejected", score_chosen=2, score_rejected=1),
+            "apo-down",
+        ),
     ],
 )
 def test_each_kind_of_evidence(tmp_path: Path, row: dict[str, Any], objective: str) -> None:

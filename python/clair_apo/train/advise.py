@@ -2,7 +2,8 @@
 
 The paper's rule (arXiv 2408.06266): chosen answers better than the model's own call for APO-zero, a model
 better than the chosen answers for APO-down. What a table says of that is counted, in this order of
-weight: ratings of the answers, then where the answers come from. Likelihoods are no evidence, since a
+weight: a judge's verdicts on the model's own answer against the chosen one (`judge_winner`), ratings of
+the answers, then where the answers come from. Likelihoods are no evidence, since a
 model's own answers always look likelier to it.
 """
 
@@ -18,7 +19,7 @@ from clair_apo.errors import ClairError
 from clair_apo.terminal import one_line
 
 ZERO, DOWN = "apo-zero", "apo-down"
-KINDS = ("ratings", "provenance")
+KINDS = ("verdicts", "ratings", "provenance")
 # A kind of evidence rules where at least this share of its rows agree.
 CLEAR = 2 / 3
 _SCORES = (
@@ -26,8 +27,14 @@ _SCORES = (
     ("chosen_score", "rejected_score"),
     ("chosen_rating", "rejected_rating"),
 )
-_COLUMNS = ("method", "chosen_model", "rejected_model", "completions", *(n for two in _SCORES for n in two))
+_COLUMNS = (
+    *("judge_winner", "method", "chosen_model", "rejected_model", "completions"),
+    *(n for two in _SCORES for n in two),
+)
 
+_WON = "chosen won against the model's own answer before a judge"
+_LOST = "the model's own answer won against chosen before a judge"
+_UNDECIDED = "a judge found no difference, or another one the other way round"
 _ABOVE = "chosen is rated above the model's own answer"
 _BELOW = "chosen is rated below the model's own answer"
 _LEVEL = "chosen is the model's own answer, or rated like it"
@@ -93,7 +100,7 @@ def advise(pairs: str | os.PathLike[str], model: str, on_progress: Progress | No
     name = model_name(model)
     for batch in reader:
         for row in batch.batch.to_pylist():
-            for found in (_by_rating(row, name), _by_provenance(row, name)):
+            for found in (_by_verdict(row, name), _by_rating(row, name), _by_provenance(row, name)):
                 if found is not None:
                     counts[found] = counts.get(found, 0) + 1
         if on_progress is not None:
@@ -148,8 +155,9 @@ def _nothing(where: str, model: str) -> str:
     return (
         f"{where}: nothing in it says whether the chosen answers are better than those of "
         f"{one_line(model)}. Choose with --objective {ZERO} (they are) or --objective {DOWN} (they are "
-        "not), or give the table the columns `method`, `chosen_model` and `rejected_model`, or scores "
-        "(`score_chosen` and `score_rejected`, or `completions` with the model among them)."
+        "not), or give the table the columns `method`, `chosen_model` and `rejected_model`, scores "
+        "(`score_chosen` and `score_rejected`, or `completions` with the model among them), or a judge's "
+        "verdicts (`clair-apo build-pairs --verify`)."
     )
 
 
@@ -173,6 +181,19 @@ def _number(value: object) -> float | None:
     except (TypeError, ValueError, OverflowError):
         return None
     return number if number == number else None
+
+
+def _by_verdict(row: Mapping[str, Any], name: str) -> tuple[str, str | None, str] | None:
+    """Where the model's own answer was rejected: whether a judge agrees. Of two own answers, or none, a
+    verdict says nothing about the model."""
+    if not _is(row.get("rejected_model"), name) or _is(row.get("chosen_model"), name):
+        return None
+    winner = row.get("judge_winner")
+    if winner == "chosen":
+        return "verdicts", ZERO, _WON
+    if winner == "rejected":
+        return "verdicts", DOWN, _LOST
+    return ("verdicts", None, _UNDECIDED) if winner in ("tie", "disagreement") else None
 
 
 def _by_rating(row: Mapping[str, Any], name: str) -> tuple[str, str | None, str] | None:
