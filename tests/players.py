@@ -1,4 +1,4 @@
-"""A loopback server that plays every role of a run over real texts: model, reviser, stronger model, judge."""
+"""A loopback server that plays every role of a run: model, reviser, stronger model, judges."""
 
 from __future__ import annotations
 
@@ -39,7 +39,8 @@ def always_first(_: str, a: str, b: str) -> str:
 @dataclass
 class Players:
     """Answers by role, which is the name of the model that is asked. `samples` are the model's answers in
-    the order in which it is asked for them, `revisions` and `fresh` the reviser's and the stronger one's."""
+    the order in which they are asked for; `revisions` and `fresh` are the reviser's and the stronger one's.
+    """
 
     samples: dict[str, list[str]] = field(default_factory=dict)
     revisions: dict[str, str] = field(default_factory=dict)
@@ -54,7 +55,7 @@ class Players:
     def reply(self, body: dict[str, Any], n: int) -> str:
         said, model = body["messages"][0]["content"], body["model"]
         if model == "student":
-            return self.samples[said][n]
+            return self.samples[said][n % len(self.samples[said])]
         if model == "stronger":
             return self.fresh[said]
         if model == "reviser":

@@ -270,8 +270,8 @@ def run_templates(args: argparse.Namespace) -> int:
             print(terminal.safe(template.text))
         return EXIT_OK
     if args.json:
-        known = [*revising.values(), *judging.values()]
-        print(json.dumps([asdict(template) for template in known], indent=2))
+        known = [*map(asdict, revising.values()), *map(asdict, judging.values())]
+        print(json.dumps(known, indent=2))
         return EXIT_OK
     for title, listed in (("of the reviser", revising), ("of the judge", judging)):
         print(f"{title}:")

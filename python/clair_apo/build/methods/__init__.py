@@ -8,14 +8,31 @@ import re
 import sys
 from collections.abc import Sequence
 
+from clair_apo.build.draft import Answer, Draft
 from clair_apo.build.methods.base import Method
 from clair_apo.build.methods.clair import Clair
 from clair_apo.build.methods.off_policy_judge import OffPolicyJudge
 from clair_apo.build.methods.on_policy_judge import OnPolicyJudge
 from clair_apo.build.methods.stronger_preferred import StrongerPreferred
+from clair_apo.build.roles import JUDGE, MODEL, REVISER, STRONGER
+from clair_apo.build.rows import InputRow
+from clair_apo.build.talk import Talk
 from clair_apo.errors import ClairError, UsageError
 
-__all__ = ["BUILT_IN", "Method", "load"]
+# What a method of one's own needs is here, too.
+__all__ = [
+    "BUILT_IN",
+    "JUDGE",
+    "MODEL",
+    "REVISER",
+    "STRONGER",
+    "Answer",
+    "Draft",
+    "InputRow",
+    "Method",
+    "Talk",
+    "load",
+]
 
 BUILT_IN: dict[str, type[Method]] = {
     method.name: method for method in (Clair, OnPolicyJudge, OffPolicyJudge, StrongerPreferred)
