@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from difflib import SequenceMatcher
 from pathlib import Path
 from typing import Any
 
@@ -92,3 +93,34 @@ def roles(server: Loopback, *wanted: str) -> list[object]:
     """The flags that name the players of these roles: model, reviser, stronger, judge."""
     names = {"model": "student", "reviser": "reviser", "stronger": "stronger", "judge": "judge"}
     return [item for role in wanted for item in (f"--{role}", names[role], f"--{role}-url", server.url)]
+
+
+def as_edits(original: str, revision: str) -> str:
+    """The reply of a reviser that turns one text into the other by edits of lines, each with as many lines
+    around it as make what it searches for unique."""
+    a, b = original.split("\n"), revision.split("\n")
+    hunks: list[tuple[int, int, int, int]] = []
+    for tag, *place in SequenceMatcher(None, a, b, autojunk=False).get_opcodes():
+        if tag == "equal":
+            continue
+        i1, i2, j1, j2 = place
+        while i1 == i2 or not _once("\n".join(a[i1:i2]), original):
+            if i1 == 0 and i2 == len(a):
+                break
+            if i1 > 0:
+                i1, j1 = i1 - 1, j1 - 1
+            elif i2 < len(a):
+                i2, j2 = i2 + 1, j2 + 1
+        if hunks and i1 <= hunks[-1][1]:  # it grew into the one before
+            i1, j1 = hunks[-1][0], hunks[-1][2]
+            hunks.pop()
+        hunks.append((i1, i2, j1, j2))
+    blocks = (
+        ["<<<<<<< SEARCH", *a[i1:i2], "=======", *b[j1:j2], ">>>>>>> REPLACE"] for i1, i2, j1, j2 in hunks
+    )
+    return "It can be clearer.\n\n" + "\n\n".join("\n".join(block) for block in blocks)
+
+
+def _once(part: str, whole: str) -> bool:
+    at = whole.find(part)
+    return bool(part.strip()) and at >= 0 and whole.find(part, at + 1) < 0

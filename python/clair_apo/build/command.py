@@ -33,6 +33,8 @@ EMBEDDED_NOTE = (
     "No model is named, so the small embedded one (SmolLM2-135M-Instruct) answers and revises, with a "
     "short template. That is for trying the pipeline, not for real data: it is a poor reviser."
 )
+# Settings that mean something where they are not set, too; others may be left out of a later start.
+PLAIN_IF_UNSET = ("minimality", "best-of", "edits-template")
 
 
 def run_build(args: argparse.Namespace) -> int:
@@ -226,13 +228,14 @@ def _check_settings(ledger: Ledger, now: dict[str, Any], options: BuildOptions) 
     if before is not None and not options.go_on:
         changed = [
             name
-            for name in now
-            if (before.get(name) is not None and now[name] != before[name])
-            or (name == "minimality" and now[name] != before.get(name))
+            for name in {**now, **before}
+            if (before.get(name) is not None and name in now and now[name] != before[name])
+            or (name in PLAIN_IF_UNSET and now.get(name) != before.get(name))
         ]
         if changed:
             lines = [
-                f"  {name}: {_shown(before.get(name))} before, {_shown(now[name])} now" for name in changed
+                f"  {name}: {_shown(before.get(name))} before, {_shown(now.get(name))} now"
+                for name in changed
             ]
             raise UsageError(
                 f"{ledger.folder} was begun with other settings:\n"
@@ -240,8 +243,12 @@ def _check_settings(ledger: Ledger, now: dict[str, Any], options: BuildOptions) 
                 + "\nUse another --output, --continue to go on with the new ones (equal requests are "
                 "not paid again), or --fresh to begin anew."
             )
-    kept = {name: value for name, value in (before or {}).items() if now.get(name) is None}
-    ledger.set_fact("settings", {**now, **kept, "minimality": now["minimality"]})
+    kept = {
+        name: value
+        for name, value in (before or {}).items()
+        if now.get(name) is None and name not in PLAIN_IF_UNSET
+    }
+    ledger.set_fact("settings", {**now, **kept})
 
 
 def _shown_flags(options: BuildOptions) -> dict[str, Any]:

@@ -33,6 +33,8 @@ SAMPLED = (64, 1024)
 # Of a revision, as shares of the answer's tokens, and of the reasoning before it.
 REVISED = (0.5, 1.5)
 REASONING = (30, 600)
+# Of edits, as shares of the answer's tokens.
+EDITED = (0.05, 1.0)
 # Of a judge's reasons and verdict.
 JUDGED = (3, 500)
 # Hidden reasoning, where it was asked for.
@@ -40,7 +42,8 @@ HIDDEN = 8192
 # Calls that are made twice, at the upper end: for a reply that cannot be read, or was cut off; with
 # --minimality, all of those to the reviser.
 TWICE = 0.25
-# Judge's calls about answers to come that are not made, at the lower end: the two may be the same.
+# Judge's calls about answers to come that are not made, at the lower end: the two may be the same. And of
+# several revisions, the first may be verified.
 SAME = 0.25
 
 
@@ -251,6 +254,8 @@ class _Planning:
             return "[[C]]" if self._recipe.judge_template.form == PAIRWISE else "[[5]]"
         if stage == REVISE and self._recipe.template is not None and about:
             template, text = self._recipe.template, self._stand.new(about[0])
+            if self._recipe.edits_template is not None:
+                return f"<<<<<<< SEARCH\n{about[0]}\n=======\n{text}\n>>>>>>> REPLACE"
             return f"{{{template.answer_marker}}}\n{text}" if template.reply == MARKED else text
         return self._stand.new(None)
 
@@ -260,7 +265,8 @@ def _times(call: _Planned, recipe: Recipe, stand: _Stand) -> tuple[float, float]
     if call.stage == REVISE:
         return 1, 2 if recipe.minimality else 1 + TWICE
     if call.stage == JUDGING:
-        return 1 - SAME if any(text in stand.texts for text in call.about) else 1, 1 + TWICE
+        to_come = any(text in stand.texts for text in call.about)
+        return (1 - SAME if to_come else 1) / recipe.best_of, 1 + TWICE
     return 1, 1
 
 
@@ -285,13 +291,15 @@ def _add_up(
         low, high = size(of)
         return REVISED[0] * low, REVISED[1] * high
 
-    reasoning = REASONING if recipe.template and recipe.template.reply == MARKED else (0, 0)
+    reasoned = recipe.edits_template or (recipe.template and recipe.template.reply == MARKED)
+    reasoning = REASONING if reasoned else (0, 0)
     for call, prompt in zip(calls, prompts, strict=True):
         sizes = [size(text) for text in call.about]
         to_come = [size(text) for text in call.about if text in stand.texts]
         in_low, in_high = (prompt + sum(each[end] for each in to_come) for end in (0, 1))
         if call.stage == REVISE and sizes:
-            out = REVISED[0] * sizes[0][0] + reasoning[0], REVISED[1] * sizes[0][1] + reasoning[1]
+            low, high = EDITED if recipe.edits_template else REVISED
+            out = low * sizes[0][0] + reasoning[0], high * sizes[0][1] + reasoning[1]
         else:
             out = JUDGED if call.stage == JUDGING else sampled
         out_low, out_high = min(out[0], cap), min(out[1] + hidden, cap)

@@ -56,6 +56,8 @@ class BuildOptions:
     seed: int = 0
     method: str = "clair"
     samples: int = 2
+    best_of: int = 1
+    reply_format: str = "full"
     pick: str | None = None
     model: str | None = None
     model_url: str | None = None
@@ -263,6 +265,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "answer-only for local:smollm2)",
     )
 
+    group.add_argument(
+        "--reply-format",
+        choices=["full", "edits"],
+        default="full",
+        help="whole answers, or search-and-replace edits, and a whole answer where these do not apply "
+        "(default: %(default)s)",
+    )
+    group.add_argument(
+        "--best-of",
+        type=positive,
+        default=1,
+        metavar="N",
+        help="revisions of an answer, of which the one that changed the least is kept; with --verify, of "
+        "those that the judge finds better (default: %(default)s)",
+    )
     group = parser.add_argument_group(
         "the stronger model", "it answers afresh for stronger-preferred (default: the reviser)"
     )

@@ -51,6 +51,7 @@ class Parties:
 
     roles: dict[str, Party]
     template: Template | None
+    edits_template: Template | None
     judge_template: JudgeTemplate | None
     book: _Prices
     embedded: bool = field(default=False)  # no model flag at all: for trying the pipeline
@@ -92,9 +93,11 @@ class Parties:
             names={role: party.name for role, party in self.roles.items()},
             aligned=self.aligned,
             template=self.template,
+            edits_template=self.edits_template,
             minimality=Band(*options.minimality) if options.minimality else None,
             judge_template=self.judge_template,
             samples=options.samples,
+            best_of=options.best_of,
             pick=pick(options),
             verify=options.verify,
         )
@@ -113,6 +116,10 @@ class Parties:
             "template": f"{self.template.name} ({self.template.digest})" if self.template else None,
             "minimality": list(options.minimality) if options.minimality else None,
         }
+        if options.best_of > 1:
+            found["best-of"] = options.best_of
+        if self.edits_template:
+            found["edits-template"] = f"{self.edits_template.name} ({self.edits_template.digest})"
         if stronger:
             found |= {
                 "stronger": stronger.name,
@@ -171,6 +178,12 @@ def resolve(options: BuildOptions, methods: Sequence[Method], survey: Survey) ->
     """
     wanted = _wanted(options, methods)
     template = templates.load(options.template) if options.template else None
+    if template is not None and template.reply == templates.EDITS:
+        raise UsageError(
+            f"--template {options.template} is one of edits; --reply-format edits asks with it"
+        )
+    by_edits = REVISER in wanted and options.reply_format == templates.EDITS
+    edits_template = templates.load("edits") if by_edits else None
     judge_template = judge_templates.load(options.judge_template or "pairwise") if JUDGE in wanted else None
     prices = _Prices(options)
     if wanted and not _any_named(options):
@@ -180,6 +193,7 @@ def resolve(options: BuildOptions, methods: Sequence[Method], survey: Survey) ->
         return Parties(
             {role: _with(embedded, _sampling(options, role)) for role in wanted},
             (template or templates.load("answer-only")) if REVISER in wanted else None,
+            edits_template,
             judge_template,
             prices,
             embedded=True,
@@ -213,7 +227,7 @@ def resolve(options: BuildOptions, methods: Sequence[Method], survey: Survey) ->
             )
     if REVISER in wanted and template is None:
         template = templates.load("answer-only" if roles[REVISER].name == EMBEDDED else "paper")
-    return Parties(roles, template if REVISER in wanted else None, judge_template, prices)
+    return Parties(roles, template if REVISER in wanted else None, edits_template, judge_template, prices)
 
 
 def _wanted(options: BuildOptions, methods: Sequence[Method]) -> list[str]:

@@ -104,7 +104,7 @@ def write_tables(
                     draft.rejected.text,
                     draft.chosen.text,
                     as_text(row.messages),
-                    recipe.template if draft.chosen.template else None,
+                    recipe.template_of(draft.chosen),
                     measures,
                     edit_ratio,
                     length_ratio,

@@ -48,11 +48,18 @@ class Recipe:
     names: dict[str, str]
     aligned: str | None = None
     template: Template | None = None
+    edits_template: Template | None = None
     minimality: Band | None = None
     judge_template: JudgeTemplate | None = None
     samples: int = 2
+    best_of: int = 1
     pick: str = BY_RATING
     verify: bool = False
+
+    def template_of(self, answer: Answer) -> Template | None:
+        """The template that a revision was asked for with; None for what is no revision."""
+        known = (self.template, self.edits_template)
+        return next((each for each in known if each and each.name == answer.template), None)
 
     @property
     def judges(self) -> list[str]:
@@ -112,9 +119,18 @@ class Talk:
             raise CallFailed("input", self.row.answers_fault, tries=0)
         return list(self.row.answers)
 
-    async def revise(self, answer: Answer) -> Answer:
-        """The reviser's improvement of `answer`."""
-        return await revising.revise(self, answer)
+    async def revise(self, answer: Answer, draw: int = 0) -> Answer:
+        """The reviser's improvement of `answer`; the one counted `draw` from 0."""
+        return await revising.revise(self, answer, draw)
+
+    async def revisions(self, answer: Answer, count: int) -> list[Answer]:
+        """So many of them, as far as they can be read; at least one."""
+        return await revising.revisions(self, answer, count)
+
+    async def most_contrastive(self, answer: Answer, revised: Sequence[Answer]) -> Draft:
+        """The pair with the revision that changed the least, of those that a judge verifies, if it is
+        asked."""
+        return await revising.most_contrastive(self, answer, revised)
 
     async def judge(self, one: Answer, other: Answer) -> Judgement:
         """What the judges say about two answers, asked in both orders."""

@@ -23,7 +23,7 @@ import yaml
 from clair_apo.errors import ClairError, UsageError
 from clair_apo.llm.chat import Message
 
-MARKED, ANSWER = "marked", "answer"
+MARKED, ANSWER, EDITS = "marked", "answer", "edits"
 _FIELDS = ("description", "reply", "answer_marker", "reasoning_marker", "system", "source")
 
 
@@ -32,7 +32,7 @@ class Template:
     """One way to ask for a revision.
 
     `reply` says what comes back: `marked`, with the answer behind a line that names `answer_marker`,
-    or `answer`, where the whole reply is the revision.
+    `answer`, where the whole reply is the revision, or `edits`, search-and-replace edits of the answer.
     """
 
     name: str
@@ -192,6 +192,6 @@ def _parse(name: str, content: str) -> Template:
         )
     template = Template(name, text, **head)
     reply = head.get("reply") or (MARKED if template.answer_marker in text else ANSWER)
-    if reply not in (MARKED, ANSWER):
-        raise ClairError(f"{name}: reply is {reply!r}; it must be {MARKED} or {ANSWER}")
+    if reply not in (MARKED, ANSWER, EDITS):
+        raise ClairError(f"{name}: reply is {reply!r}; it must be {MARKED} or {ANSWER} or {EDITS}")
     return Template(name, text, **{**head, "reply": reply})

@@ -1,4 +1,5 @@
-"""CLAIR: the model's own answer is rejected, its revision by a stronger model is chosen."""
+"""CLAIR: the model's own answer is rejected, its revision by a stronger model is chosen; of several
+(`--best-of`) the one that changed the least."""
 
 from __future__ import annotations
 
@@ -15,4 +16,4 @@ class Clair(Method):
 
     async def __call__(self, row: InputRow, talk: Talk) -> Draft:
         own = await talk.own_answer()
-        return Draft(chosen=await talk.revise(own), rejected=own)
+        return await talk.most_contrastive(own, await talk.revisions(own, talk.recipe.best_of))
