@@ -2,8 +2,8 @@
 
 A block has the lines `<<<<<<< SEARCH`, the text to find, `=======`, the text in its place, and
 `>>>>>>> REPLACE`. All blocks are about the original answer. One whose text does not stand there exactly
-once, or that overlaps another, or a reply that could be read in two ways, applies nothing at all: the caller
-asks for a whole answer then.
+once, or that overlaps another, or a reply that could be read in two ways, applies nothing at all: the
+caller asks for a whole answer then.
 """
 
 from __future__ import annotations
