@@ -53,6 +53,15 @@ VERDICT = pa.struct(
         ("words", pa.string()),
     ]
 )
+# A text of several rounds of revision, and what the judge found of it ("chosen") and the one before.
+ROUND = pa.struct(
+    [
+        ("content", pa.string()),
+        ("model", pa.string()),
+        ("judge_winner", pa.string()),
+        ("judge_verdicts", pa.list_(VERDICT)),
+    ]
+)
 
 
 def pair_schema(extra: pa.StructType | None = None) -> pa.Schema:
@@ -75,6 +84,7 @@ def pair_schema(extra: pa.StructType | None = None) -> pa.Schema:
         # "chosen", "rejected", "tie" or "disagreement", by the majority of the judges in both orders
         pa.field("judge_winner", pa.string()),
         pa.field("judge_verdicts", pa.list_(VERDICT)),
+        pa.field("rounds", pa.list_(ROUND)),
         pa.field("usage", USAGE),
         pa.field("created_at", pa.timestamp("us", "UTC")),
     ]

@@ -34,7 +34,7 @@ EMBEDDED_NOTE = (
     "short template. That is for trying the pipeline, not for real data: it is a poor reviser."
 )
 # Settings that mean something where they are not set, too; others may be left out of a later start.
-PLAIN_IF_UNSET = ("minimality", "best-of", "edits-template")
+PLAIN_IF_UNSET = ("minimality", "best-of", "rounds", "edits-template")
 
 
 def run_build(args: argparse.Namespace) -> int:

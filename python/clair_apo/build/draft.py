@@ -76,7 +76,8 @@ class Draft:
     """A pair before it is measured and checked.
 
     `judgement` is about (chosen, rejected). With `undecided`, TIE or DISAGREEMENT, the two answers stand in
-    the order in which they came, and the pair is dropped. `flags` are the method's own findings.
+    the order in which they came, and the pair is dropped. `flags` are the method's own findings. `rounds`
+    are the revisions of revisions that led to it, each a draft of its own, the last one perhaps no better.
     """
 
     chosen: Answer
@@ -84,9 +85,16 @@ class Draft:
     judgement: Judgement | None = None
     undecided: str | None = None
     flags: tuple[str, ...] = ()
+    rounds: list[Draft] = field(default_factory=list)
     # What the talk collected on the way, for the tables.
     replies: list[Reply] = field(default_factory=list)
     comparisons: list[Comparison] = field(default_factory=list)
+
+    @property
+    def neighbours(self) -> list[Draft]:
+        """The pairs of one round's text and the one before it, as far as the judge found it better."""
+        better = [each for each in self.rounds if each.judgement and each.judgement.winner == 0]
+        return [replace(each, replies=self.replies) for each in better]
 
     @property
     def unchanged(self) -> bool:

@@ -92,6 +92,13 @@ class _Stand:
         self.texts[text] = of
         return text
 
+    def depth(self, text: str) -> int:
+        """How many revisions to come lie between a text and one that is there, or sampled."""
+        found = 0
+        while (of := self.texts.get(text)) is not None:
+            text, found = of, found + 1
+        return found
+
 
 def forecast(
     source: Input, methods: Sequence[Method], recipe: Recipe, parties: Parties, options: BuildOptions
@@ -251,7 +258,7 @@ class _Planning:
     def _standing(self, stage: str, about: Sequence[str]) -> str:
         """A text that can be read as the reply is to be."""
         if stage == JUDGING and self._recipe.judge_template is not None:
-            return "[[C]]" if self._recipe.judge_template.form == PAIRWISE else "[[5]]"
+            return self._verdict(self._recipe.judge_template.form, about)
         if stage == REVISE and self._recipe.template is not None and about:
             template, text = self._recipe.template, self._stand.new(about[0])
             if self._recipe.edits_template is not None:
@@ -259,14 +266,24 @@ class _Planning:
             return f"{{{template.answer_marker}}}\n{text}" if template.reply == MARKED else text
         return self._stand.new(None)
 
+    def _verdict(self, form: str, about: Sequence[str]) -> str:
+        """That a revision to come is better than what it is of, so that all rounds are gone through."""
+        depth = self._stand.depth(about[0])
+        if form != PAIRWISE:
+            return f"[[{min(5 + depth, 10)}]]"
+        other = self._stand.depth(about[1])
+        return "[[C]]" if depth == other else "[[A]]" if depth > other else "[[B]]"
+
 
 def _times(call: _Planned, recipe: Recipe, stand: _Stand) -> tuple[float, float]:
     """How often a call is made, at the lower and at the upper end."""
-    if call.stage == REVISE:
-        return 1, 2 if recipe.minimality else 1 + TWICE
+    depth = max((stand.depth(text) for text in call.about), default=0)
+    if call.stage == REVISE:  # a later round may not come to pass
+        return 0 if depth else 1, 2 if recipe.minimality else 1 + TWICE
     if call.stage == JUDGING:
         to_come = any(text in stand.texts for text in call.about)
-        return (1 - SAME if to_come else 1) / recipe.best_of, 1 + TWICE
+        least = 0 if depth > 1 else 1 - SAME if to_come else 1
+        return least / recipe.best_of, (1 + TWICE) * recipe.best_of
     return 1, 1
 
 

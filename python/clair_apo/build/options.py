@@ -57,6 +57,8 @@ class BuildOptions:
     method: str = "clair"
     samples: int = 2
     best_of: int = 1
+    rounds: int = 1
+    round_pairs: str = "ends"
     reply_format: str = "full"
     pick: str | None = None
     model: str | None = None
@@ -279,6 +281,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="revisions of an answer, of which the one that changed the least is kept; with --verify, of "
         "those that the judge finds better (default: %(default)s)",
+    )
+    group.add_argument(
+        "--rounds",
+        type=positive,
+        default=1,
+        metavar="N",
+        help="revise the revision, while the judge finds it better than the one before, at most so often "
+        "(default: %(default)s)",
+    )
+    group.add_argument(
+        "--round-pairs",
+        choices=["ends", "neighbours"],
+        default="ends",
+        help="of several rounds: one pair of the first and the last text, or one of each two neighbours "
+        "(default: %(default)s)",
     )
     group = parser.add_argument_group(
         "the stronger model", "it answers afresh for stronger-preferred (default: the reviser)"

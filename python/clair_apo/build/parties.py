@@ -98,6 +98,7 @@ class Parties:
             judge_template=self.judge_template,
             samples=options.samples,
             best_of=options.best_of,
+            rounds=options.rounds,
             pick=pick(options),
             verify=options.verify,
         )
@@ -118,6 +119,8 @@ class Parties:
         }
         if options.best_of > 1:
             found["best-of"] = options.best_of
+        if options.rounds > 1:
+            found["rounds"] = options.rounds
         if self.edits_template:
             found["edits-template"] = f"{self.edits_template.name} ({self.edits_template.digest})"
         if stronger:
@@ -236,7 +239,8 @@ def _wanted(options: BuildOptions, methods: Sequence[Method]) -> list[str]:
     asks = {role for method in methods for role in method.asks}
     may_ask = {role for method in methods for role in method.may_ask}
     by_judge = pick(options) == BY_JUDGE
-    if options.verify or (JUDGE in may_ask and by_judge):
+    by_rounds = options.rounds > 1 and REVISER in asks
+    if options.verify or by_rounds or (JUDGE in may_ask and by_judge):
         asks.add(JUDGE)
     names = ", ".join(method.name for method in methods)
     if (options.judge or options.judge_url) and JUDGE not in asks:
@@ -247,7 +251,7 @@ def _wanted(options: BuildOptions, methods: Sequence[Method]) -> list[str]:
         raise UsageError(f"a stronger model is named, but --method {names} asks none")
     if JUDGE in asks and _any_named(options) and not options.judge and not options.judge_url:
         why = next((f"--method {m.name}" for m in methods if JUDGE in m.asks), None)
-        why = why or ("--verify" if options.verify else "--pick judge")
+        why = why or ("--verify" if options.verify else "--rounds" if by_rounds else "--pick judge")
         raise UsageError(
             f"{why} needs a judge; give --judge NAME (and --judge-url for a server other than OpenAI's)"
         )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
@@ -13,7 +13,7 @@ import pyarrow as pa
 from clair_apo import text
 from clair_apo.build.calls import Failed, attempt, finish_now
 from clair_apo.build.checks import EDIT_RATIO, LENGTH_RATIO, Band, check
-from clair_apo.build.draft import Draft, Verdict
+from clair_apo.build.draft import Draft, Judgement, Verdict
 from clair_apo.build.methods import Method
 from clair_apo.build.options import BuildOptions
 from clair_apo.build.progress import Progress
@@ -45,6 +45,12 @@ class Counts:
         self.failures.update(other.failures)
         self.flags.update(other.flags)
         self.judged.merge(other.judged)
+
+    def count(self, prompts: Iterable[set[str]]) -> None:
+        """Adds prompts by how their pairs ended: one that gave a pair is kept, whatever the others are."""
+        for ends in prompts:
+            end = next(each for each in ("kept", "filtered", "unchanged") if each in ends)
+            setattr(self, end, getattr(self, end) + 1)
 
     def check(self) -> None:
         """Raises AssertionError where a row is lost or doubled."""
@@ -93,10 +99,14 @@ def write_tables(
                 ]
             )
             drafts = [
-                (index, outcome) for index, outcome in enumerate(outcomes) if isinstance(outcome, Draft)
+                (index, part, draft)
+                for index, outcome in enumerate(outcomes)
+                if isinstance(outcome, Draft)
+                for part, draft in enumerate(_pairs(outcome, options))
             ]
-            measured = _measures([draft for _, draft in drafts])
-            for (index, draft), measures in zip(drafts, measured, strict=True):
+            ends: dict[int, set[str]] = {}
+            measured = _measures([draft for _, _, draft in drafts])
+            for (index, part, draft), measures in zip(drafts, measured, strict=True):
                 row, question = chunk.rows[index], questions[index]
                 assert isinstance(row, InputRow)
                 assert question is not None
@@ -111,21 +121,26 @@ def write_tables(
                     _known_flags(draft, recipe),
                 )
                 pair = _pair_row(row, draft, question, measures, flags, method.name)
-                counts.judged.add(draft.comparisons)
+                if part:  # what the prompt took stands with its first pair
+                    pair |= {"id": f"{row.id}.{part + 1}", "usage": None}
                 dropping = [flag for flag in flags if flag in options.drop or flag == draft.undecided]
                 if draft.unchanged:
-                    counts.unchanged += 1
+                    end = "unchanged"
                     left_out.add(index, {**pair, "reason": "unchanged"})
                 elif dropping:
-                    counts.filtered += 1
+                    end = "filtered"
                     left_out.add(index, {**pair, "reason": ", ".join(dropping)})
                 else:
-                    counts.kept += 1
+                    end = "kept"
                     kept.add(index, pair)
+                ends.setdefault(index, set()).add(end)
                 if not draft.unchanged:
                     counts.flags.update(flags)
+            counts.count(ends.values())
             for outcome in outcomes:
-                if not isinstance(outcome, Draft):
+                if isinstance(outcome, Draft):
+                    counts.judged.add(outcome.comparisons)
+                else:
                     counts.failed += 1
                     counts.failures[_kind(outcome)] += 1
             counts.rows_in += len(chunk.rows)
@@ -164,6 +179,11 @@ def _measures(drafts: list[Draft]) -> list[dict[str, Any]]:
     return rows
 
 
+def _pairs(draft: Draft, options: BuildOptions) -> list[Draft]:
+    """The pairs that are made of a draft: itself, or those of its rounds."""
+    return (draft.neighbours if options.round_pairs == "neighbours" else []) or [draft]
+
+
 def _known_flags(draft: Draft, recipe: Recipe) -> Iterator[str]:
     """The flags of a pair that its texts do not show."""
     yield from draft.flags
@@ -185,7 +205,6 @@ def _pair_row(
     flags: list[str],
     method: str,
 ) -> dict[str, Any]:
-    judgement = draft.judgement
     arrived = [reply.at for reply in draft.replies]
     return {
         "id": row.id,
@@ -201,8 +220,12 @@ def _pair_row(
         "flags": flags,
         "chosen_rating": draft.chosen.rating,
         "rejected_rating": draft.rejected.rating,
-        "judge_winner": judgement and (judgement.undecided or _SIDES[judgement.winner]),
-        "judge_verdicts": judgement and [_verdict_row(verdict) for verdict in judgement.verdicts],
+        **_judged(draft.judgement),
+        "rounds": [
+            {"content": each.chosen.text, "model": each.chosen.model, **_judged(each.judgement)}
+            for each in draft.rounds
+        ]
+        or None,
         "usage": {
             "calls": len(question.used),
             "tokens_in": question.tokens_in,
@@ -214,6 +237,15 @@ def _pair_row(
 
 
 _SIDES = {0: "chosen", 1: "rejected", None: "tie"}
+
+
+def _judged(judgement: Judgement | None) -> dict[str, Any]:
+    if judgement is None:
+        return {"judge_winner": None, "judge_verdicts": None}
+    return {
+        "judge_winner": judgement.undecided or _SIDES[judgement.winner],
+        "judge_verdicts": [_verdict_row(verdict) for verdict in judgement.verdicts],
+    }
 
 
 def _verdict_row(verdict: Verdict) -> dict[str, Any]:

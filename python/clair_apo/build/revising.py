@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from clair_apo import text
@@ -57,6 +58,32 @@ async def revisions(talk: Talk, answer: Answer, count: int) -> list[Answer]:
         assert failure is not None
         raise failure
     return found
+
+
+async def rounds(talk: Talk, answer: Answer) -> Draft:
+    """The pair of `answer` and its revision or, in several rounds, the last one that the judge finds better
+    than the one before it. A later round that cannot be read ends it."""
+    recipe = talk.recipe
+    steps: list[Draft] = []
+    while len(steps) < recipe.rounds:
+        current = steps[-1].chosen if steps else answer
+        try:
+            step = await most_contrastive(talk, current, await revisions(talk, current, recipe.best_of))
+            if recipe.rounds > 1 and step.judgement is None and not step.unchanged:
+                step.judgement = await talk.judge(step.chosen, step.rejected)
+        except CallFailed as failed:
+            if not steps or failed.kind in WAY_FAILED:
+                raise
+            break
+        steps.append(step)
+        if step.judgement is None or step.judgement.winner != 0:
+            break
+    if recipe.rounds == 1:
+        return steps[0]
+    better = [step for step in steps if step.judgement and step.judgement.winner == 0]
+    if len(better) < 2:
+        return replace(steps[0], rounds=steps)
+    return Draft(better[-1].chosen, answer, rounds=steps)
 
 
 async def most_contrastive(talk: Talk, answer: Answer, revised: Sequence[Answer]) -> Draft:

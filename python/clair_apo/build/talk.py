@@ -53,6 +53,7 @@ class Recipe:
     judge_template: JudgeTemplate | None = None
     samples: int = 2
     best_of: int = 1
+    rounds: int = 1
     pick: str = BY_RATING
     verify: bool = False
 
@@ -126,6 +127,10 @@ class Talk:
     async def revisions(self, answer: Answer, count: int) -> list[Answer]:
         """So many of them, as far as they can be read; at least one."""
         return await revising.revisions(self, answer, count)
+
+    async def revised(self, answer: Answer) -> Draft:
+        """The pair of `answer` and its revision, as `--best-of` and `--rounds` want it."""
+        return await revising.rounds(self, answer)
 
     async def most_contrastive(self, answer: Answer, revised: Sequence[Answer]) -> Draft:
         """The pair with the revision that changed the least, of those that a judge verifies, if it is

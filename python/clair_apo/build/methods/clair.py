@@ -1,5 +1,4 @@
-"""CLAIR: the model's own answer is rejected, its revision by a stronger model is chosen; of several
-(`--best-of`) the one that changed the least."""
+"""CLAIR: the model's own answer is rejected, its revision by a stronger model is chosen."""
 
 from __future__ import annotations
 
@@ -15,5 +14,4 @@ class Clair(Method):
     asks = (MODEL, REVISER)
 
     async def __call__(self, row: InputRow, talk: Talk) -> Draft:
-        own = await talk.own_answer()
-        return await talk.most_contrastive(own, await talk.revisions(own, talk.recipe.best_of))
+        return await talk.revised(await talk.own_answer())
