@@ -53,7 +53,7 @@ def test_a_revision_is_revised_while_it_gets_better(tmp_path: Path) -> None:
         ends = clair_apo.build_pairs(**flags)
         assert told["calls"]["low"] <= len(server.asked) <= told["calls"]["high"]
         found = rows(out)
-        # Revisions: four with the one that was no better, two, one, and two with two replies for the second.
+        # Revisions: four with the one that was no better, two, one, and one with two replies more.
         assert len(server.asked) == (4 + 2 + 1 + 3) + 2 * (4 + 2 + 1 + 1)
         assert [content(row, "rejected") for row in found] == answers
         assert [content(row, "chosen").count("more") for row in found] == [3, 1, 1, 1]
