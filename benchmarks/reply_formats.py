@@ -3,9 +3,9 @@
     python benchmarks/reply_formats.py ../shared/data/pairs_revision.parquet [--model gpt-4o]
 
 Both formats carry the same revision of the same answer, so its contrast is the same and only the reply
-differs; what a reviser would write if it were asked for edits is not measured here. Edits are of lines, with
-as many around them as make them unique (`tests/players.py`). The rows are also shown by how much a
-revision changes (character distance over the longer length), since that is what decides.
+differs; what a reviser would write if it were asked for edits is not measured here. Edits are of lines, and
+hold as many lines around them as make them unique (`tests/players.py`). The rows are also shown by how much
+a revision changes (character distance over the longer length), since that is what decides.
 """
 
 from __future__ import annotations
