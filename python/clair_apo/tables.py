@@ -41,6 +41,27 @@ USAGE = pa.struct(
         ("cost_usd", pa.float64()),
     ]
 )
+# One for each reply of a judge about the pair. `shown_first` is the side that stood first or, where a judge
+# scores answers alone, the one that it scored: "chosen" or "rejected". `winner` is "tie" besides.
+VERDICT = pa.struct(
+    [
+        ("judge", pa.string()),
+        ("template", pa.string()),
+        ("shown_first", pa.string()),
+        ("winner", pa.string()),
+        ("score", pa.int32()),
+        ("words", pa.string()),
+    ]
+)
+# A text of several rounds of revision, and what the judge found of it ("chosen") and the one before.
+ROUND = pa.struct(
+    [
+        ("content", pa.string()),
+        ("model", pa.string()),
+        ("judge_winner", pa.string()),
+        ("judge_verdicts", pa.list_(VERDICT)),
+    ]
+)
 
 
 def pair_schema(extra: pa.StructType | None = None) -> pa.Schema:
@@ -58,6 +79,12 @@ def pair_schema(extra: pa.StructType | None = None) -> pa.Schema:
         pa.field("rejected_model", pa.string()),
         *(pa.field(name, kind) for name, kind in MEASURES.items()),
         pa.field("flags", pa.list_(pa.string()), nullable=False),
+        pa.field("chosen_rating", pa.float64()),
+        pa.field("rejected_rating", pa.float64()),
+        # "chosen", "rejected", "tie" or "disagreement", by the majority of the judges in both orders
+        pa.field("judge_winner", pa.string()),
+        pa.field("judge_verdicts", pa.list_(VERDICT)),
+        pa.field("rounds", pa.list_(ROUND)),
         pa.field("usage", USAGE),
         pa.field("created_at", pa.timestamp("us", "UTC")),
     ]
@@ -67,7 +94,8 @@ def pair_schema(extra: pa.StructType | None = None) -> pa.Schema:
 
 
 def dropped_schema(extra: pa.StructType | None = None) -> pa.Schema:
-    """Pairs that were left out, with the reason: `unchanged`, or the flags that dropped them."""
+    """Pairs that were left out, with the reason: `unchanged`, or the flags that dropped them. With `tie` or
+    `disagreement` there is no preference, and the two answers stand as they came."""
     return pair_schema(extra).insert(1, pa.field("reason", pa.string(), nullable=False))
 
 

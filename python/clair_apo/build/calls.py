@@ -1,6 +1,6 @@
-"""The first pass of build-pairs: the method runs for every row until all its calls are on disk.
+"""The first pass of build-pairs: the methods run for every row until all their calls are on disk.
 
-The same method runs again for the tables, with an asker that only looks up; so they follow from the
+The same methods run again for the tables, with an asker that only looks up; so they follow from the
 input and the ledger alone, however often this pass was stopped.
 """
 
@@ -13,10 +13,12 @@ from collections.abc import Callable, Coroutine, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from clair_apo.build.clair import Clair, Draft
+from clair_apo.build.draft import Draft
+from clair_apo.build.methods import BUILT_IN, Method
 from clair_apo.build.progress import Progress
 from clair_apo.build.rows import Input, InputRow
-from clair_apo.errors import StoppedEarly
+from clair_apo.build.talk import Recipe, Talk
+from clair_apo.errors import ClairError, StoppedEarly
 from clair_apo.llm.asking import Asker, Question
 from clair_apo.llm.chat import CallFailed, Halted, Message, Reply
 
@@ -33,28 +35,61 @@ class Interrupted(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Failed:
-    """A row that gave no pair."""
+    """A row that gave no pair. `calls` are those by which it failed: the last question, and the same asked
+    again."""
 
     stage: str
     failure: CallFailed
+    calls: tuple[tuple[bytes, int], ...] = ()
 
 
 async def attempt(
-    method: Clair, row: InputRow, asker: Asker, question: Question | None = None
+    method: Method, recipe: Recipe, row: InputRow, asker: Asker, question: Question | None = None
 ) -> Draft | Failed:
-    """The method's draft for a row, or what it failed with. `question` collects the calls it took."""
-    about = question or Question(row.content, row.repeat)
-    stage = ""
+    """The method's draft for a row, judged where the recipe says so, or what it failed with. `question`
+    collects the calls it took."""
+    collected = question or Question(row.content, row.repeat)
+    last = 0
 
-    async def ask(at: str, role: str, messages: Sequence[Message], /) -> Reply:
-        nonlocal stage
-        stage = at
-        return await asker.ask(about, at, role, messages)
+    async def ask(
+        stage: str,
+        role: str,
+        messages: Sequence[Message],
+        /,
+        *,
+        about: Sequence[str] = (),
+        draw: int = 0,
+        again: bool = False,
+    ) -> Reply:
+        nonlocal last
+        if not again:
+            last = len(collected.used)
+        return await asker.ask(collected, stage, role, messages, draw)
 
+    talk = Talk(recipe, row, ask)
     try:
-        return await method(row, ask)
+        draft = await method(row, talk)
+        return await finished(draft, talk)
     except CallFailed as failure:
-        return Failed(stage, failure)
+        return Failed(talk.stage, failure, tuple(collected.used[last:]))
+    except (ClairError, Halted, RuntimeError):
+        raise
+    except Exception as error:
+        if method.name in BUILT_IN:
+            raise
+        raise ClairError(
+            f"the method {method.name} failed in row {row.number}: {type(error).__name__}: {error}"
+        ) from error
+
+
+async def finished(draft: Draft, talk: Talk) -> Draft:
+    """The draft with its verdicts, where the recipe wants them and there are none yet, and with what the
+    talk collected."""
+    recipe = talk.recipe
+    if recipe.verify and not draft.undecided and draft.judgement is None and not draft.unchanged:
+        draft.judgement = await talk.judge(draft.chosen, draft.rejected)
+    draft.replies, draft.comparisons = talk.replies, talk.comparisons
+    return draft
 
 
 def finish_now(coroutine: Coroutine[Any, Any, Draft | Failed]) -> Draft | Failed:
@@ -101,7 +136,8 @@ class _Under:
 
 async def make_calls(
     source: Input,
-    method: Clair,
+    methods: Sequence[Method],
+    recipe: Recipe,
     asker: Asker,
     progress: Progress,
     *,
@@ -109,15 +145,15 @@ async def make_calls(
     retry_failed: bool,
     max_consecutive_failures: int,
 ) -> None:
-    """Runs the method for all rows, somewhat more than `concurrency` at a time, until all calls are on
-    disk.
+    """Runs the methods for all rows, somewhat more than `concurrency` at a time, until all calls are on
+    disk. For one row they run one after the other, so that what they share is asked for once.
 
     Raises Interrupted after Ctrl-C, and StoppedEarly or LedgerError where no call could go on; calls in
     flight are waited for first.
     """
     rows = _usable(source, progress)
     trouble: list[Exception] = []
-    streak = _Streak(max_consecutive_failures)
+    streaks = [_Streak(max_consecutive_failures) for _ in methods]
     under = _Under()
 
     async def work() -> None:
@@ -126,19 +162,28 @@ async def make_calls(
                 return
             under.rows.add(row.number)
             under.next = row.number + 1
-            question = Question(row.content, row.repeat)
+            ended: list[tuple[_Streak, Draft | Failed]] = []
+            failed: list[str] = []
+            reused: set[tuple[bytes, int]] = set()
+            made = 0
             try:
-                if retry_failed:
-                    _forget_failed(method, row, asker)
-                outcome = await attempt(method, row, asker, question)
+                for method, streak in zip(methods, streaks, strict=True):
+                    question = Question(row.content, row.repeat)
+                    if retry_failed:
+                        _forget_failed(method, recipe, row, asker)
+                    outcome = await attempt(method, recipe, row, asker, question)
+                    if isinstance(outcome, Failed):
+                        failed.append(outcome.failure.kind)
+                    reused |= question.reused
+                    if question.made:
+                        made += question.made
+                        ended.append((streak, outcome))
                 under.rows.discard(row.number)
-                progress.row_done(
-                    outcome.failure.kind if isinstance(outcome, Failed) else None,
-                    asked=question.made > 0,
-                )
-                if question.made:
+                progress.row_done(failed, asked=made > 0)
+                progress.calls_from_ledger += len(reused)
+                for streak, outcome in ended:
                     streak.ended(outcome)
-                else:
+                if not made:
                     await asyncio.sleep(0)  # rows that the ledger answers would keep the others waiting
             except Halted:
                 return
@@ -178,24 +223,21 @@ def _usable(source: Input, progress: Progress) -> Iterator[InputRow]:
             if isinstance(row, InputRow):
                 yield row
             else:
-                progress.row_done("input", asked=False)
+                progress.row_done(["input"], asked=False)
 
 
-def _forget_failed(method: Clair, row: InputRow, asker: Asker) -> None:
-    """Takes the last calls of a row that failed with a paid reply out of the ledger."""
+def _forget_failed(method: Method, recipe: Recipe, row: InputRow, asker: Asker) -> None:
+    """Takes the calls by which a row failed with a paid reply in an earlier start out of the ledger."""
     question = Question(row.content, row.repeat)
     try:
-        outcome = finish_now(attempt(method, row, Asker(asker.ledger, asker.parties), question))
+        outcome = finish_now(attempt(method, recipe, row, Asker(asker.ledger, asker.parties), question))
     except RuntimeError:
         return  # never finished: there is nothing to take back
     if isinstance(outcome, Failed):
-        stage = outcome.stage
         asker.ledger.forget(
             call
-            for call in question.used
-            if (record := asker.ledger.get(*call))
-            and record.stage == stage
-            and record.start < asker.ledger.start
+            for call in outcome.calls
+            if (record := asker.ledger.get(*call)) and record.start < asker.ledger.start
         )
 
 

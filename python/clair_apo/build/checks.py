@@ -1,7 +1,7 @@
-"""What may be wrong with a revision that could be read. Each finding is a flag on the pair.
+"""What may be wrong with a chosen answer. Each finding is a flag on the pair.
 
-Everything is judged against the original answer (and the prompt): what stands there already is no slip
-of the reviser's. Flags drop nothing unless `--drop` names them.
+Everything is judged against the rejected answer (and the prompt): what stands there already is no slip
+of a reviser's. Flags drop nothing unless `--drop` names them.
 """
 
 from __future__ import annotations
@@ -10,10 +10,11 @@ import re
 import string
 import unicodedata
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 
+from clair_apo.build.draft import DISAGREEMENT, TIE
 from clair_apo.build.markdown import ends_in_code
 from clair_apo.build.templates import Template
 
@@ -26,6 +27,10 @@ FLAGS = {
     "script_switch": "written in another script than the original",
     "length_ratio": "much longer or shorter than the original (--length-ratio)",
     "edit_ratio": "more or less of it changed than a revision should (--minimality)",
+    "rating_tie": "several answers share the highest or the lowest rating; of these the first was taken",
+    "not_verified": "the judge does not find the chosen answer better in both orders (--verify)",
+    TIE: "no preference: the judge finds neither better, or the ratings are equal; always dropped",
+    DISAGREEMENT: "no preference: the judges, or the two orders, do not agree; always dropped",
 }
 
 
@@ -68,22 +73,28 @@ def check(
     original: str,
     revision: str,
     prompt: str,
-    template: Template,
+    template: Template | None,
     measures: Mapping[str, float | None],
     edit_ratio: Band,
     length_ratio: Band,
+    known: Iterable[str] = (),
 ) -> list[str]:
-    """The flags of a revision, in the order of FLAGS (all but `comment_cut`, which only its parser
-    knows). `measures` are those of the pair, as `clair_apo.text.score` gives them."""
+    """The flags of a pair, in the order of FLAGS: those that the texts show, and those that are `known`
+    besides. `measures` are those of the pair, as `clair_apo.text.score` gives them. Without a `template`
+    the chosen answer is no revision: it may speak of students, and differ as it likes."""
     found = {
-        "truncated_look": looks_truncated(original, revision),
-        "leaked_frame": leaks_frame(original, revision, prompt, template),
-        "code_fence": ends_in_code(revision) and not ends_in_code(original),
-        "script_switch": switches_script(original, revision),
-        "length_ratio": _outside(measures["length_ratio"], length_ratio),
-        "edit_ratio": _outside(measures["levenshtein_ratio"], edit_ratio),
+        *known,
+        *(["truncated_look"] if looks_truncated(original, revision) else []),
+        *(["code_fence"] if ends_in_code(revision) and not ends_in_code(original) else []),
+        *(["script_switch"] if switches_script(original, revision) else []),
+        *(["length_ratio"] if _outside(measures["length_ratio"], length_ratio) else []),
     }
-    return [flag for flag in FLAGS if found.get(flag)]
+    if template is not None:
+        if leaks_frame(original, revision, prompt, template):
+            found.add("leaked_frame")
+        if _outside(measures["levenshtein_ratio"], edit_ratio):
+            found.add("edit_ratio")
+    return [flag for flag in FLAGS if flag in found]
 
 
 def _outside(value: float | None, band: Band) -> bool:

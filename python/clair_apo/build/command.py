@@ -13,15 +13,16 @@ from dataclasses import asdict
 from typing import Any
 
 from clair_apo import files, terminal
-from clair_apo.build import forecast, summary, templates
+from clair_apo.build import answers, forecast, judge_templates, summary, templates
 from clair_apo.build.calls import Interrupted, make_calls
-from clair_apo.build.checks import Band
-from clair_apo.build.clair import Clair
+from clair_apo.build.methods import Method, load
 from clair_apo.build.options import BuildOptions
 from clair_apo.build.parties import Parties, open_backends, resolve, run
 from clair_apo.build.progress import Progress
-from clair_apo.build.results import write_tables
+from clair_apo.build.results import Counts, write_tables
+from clair_apo.build.roles import JUDGE, MODEL, REVISER, STRONGER
 from clair_apo.build.rows import Columns, Input, Survey
+from clair_apo.build.talk import Recipe
 from clair_apo.errors import EXIT_INTERRUPTED, EXIT_OK, UsageError
 from clair_apo.llm.asking import Asker
 from clair_apo.llm.ledger import Ledger
@@ -32,6 +33,8 @@ EMBEDDED_NOTE = (
     "No model is named, so the small embedded one (SmolLM2-135M-Instruct) answers and revises, with a "
     "short template. That is for trying the pipeline, not for real data: it is a poor reviser."
 )
+# Settings that mean something where they are not set, too; others may be left out of a later start.
+PLAIN_IF_UNSET = ("minimality", "best-of", "rounds", "edits-template")
 
 
 def run_build(args: argparse.Namespace) -> int:
@@ -59,42 +62,58 @@ def build(options: BuildOptions) -> dict[str, Any]:
     from clair_apo import __version__
 
     begun = time.monotonic()
-    source = Input(
-        options.input,
-        Columns(options.prompt_column, options.response_column, options.id_column),
-        options.limit,
-        options.sample,
-        options.seed,
-    )
+    methods = load(options.methods)
+    source = Input(options.input, _columns(options, methods), options.limit, options.sample, options.seed)
     files.check_output(options.output_path)
-    _check_distinct(source, options)
+    _check_distinct(source, methods, options)
     survey = source.survey()
-    parties = resolve(options, survey.without_response)
-    method = Clair(parties.template, Band(*options.minimality) if options.minimality else None)
+    parties = resolve(options, methods, survey)
+    recipe = parties.recipe(options)
     if options.dry_run:
-        return forecast.forecast(source, method, parties, options)
+        return forecast.forecast(source, methods, recipe, parties, options)
     with Ledger(options.beside(".run"), fresh=options.fresh) as ledger:
-        _check_settings(ledger, parties, options)
+        identity = parties.identity(options, methods)
+        _check_settings(ledger, identity, options)
         with Progress(survey.rows, options.quiet) as progress, _fewer_collections():
-            _announce(progress, parties, survey, ledger)
+            _announce(progress, parties, survey, methods, ledger, options)
             asker = Asker(ledger, parties.roles, watcher=progress)
-            run(_ask(source, method, asker, parties, options, progress), asker.halt)
-            progress.writing()
-            looking = Asker(ledger, parties.roles)
-            counts = write_tables(source, survey, method, looking, parties, options, progress)
-        settings = {**_shown_flags(options), "resolved": parties.identity(options)}
+            run(_ask(source, methods, recipe, asker, parties, options, progress), asker.halt)
+            tables: dict[str, Counts] = {}
+            for method in methods:
+                progress.writing()
+                looking = Asker(ledger, parties.roles)
+                tables[method.name] = write_tables(
+                    source, survey, method, recipe, looking, options, progress
+                )
         result = summary.as_json(
-            counts,
+            tables,
             ledger.spent(),
             _cost(ledger, parties),
-            asker.from_ledger,
+            progress.calls_from_ledger,
             time.monotonic() - begun,
-            settings,
+            {**_shown_flags(options), "resolved": identity},
             __version__,
+            judged=JUDGE in parties.roles,
         )
         with files.replacing(options.beside(".run") / "summary.json") as path:
             path.write_text(json.dumps(result, indent=2) + "\n", "utf-8")
     return result
+
+
+def _columns(options: BuildOptions, methods: list[Method]) -> Columns:
+    answers_column = options.answers_column
+    off_policy = any(JUDGE in method.may_ask for method in methods)
+    if off_policy and not answers_column and not options.answer_columns:
+        answers_column = answers.USUAL_COLUMN
+    return Columns(
+        options.prompt_column,
+        options.response_column,
+        options.id_column,
+        options.more_response_columns,
+        answers_column,
+        options.answer_columns,
+        options.rating_columns,
+    )
 
 
 @contextlib.contextmanager
@@ -113,7 +132,8 @@ def _fewer_collections() -> Iterator[None]:
 
 async def _ask(
     source: Input,
-    method: Clair,
+    methods: list[Method],
+    recipe: Recipe,
     asker: Asker,
     parties: Parties,
     options: BuildOptions,
@@ -136,7 +156,8 @@ async def _ask(
     try:
         await make_calls(
             source,
-            method,
+            methods,
+            recipe,
             asker,
             progress,
             concurrency=options.concurrency,
@@ -154,7 +175,14 @@ def _cost(ledger: Ledger, parties: Parties) -> float | None:
     return cost_of(spent, parties.prices((item.role, item.model) for item in spent))
 
 
-def _announce(progress: Progress, parties: Parties, survey: Survey, ledger: Ledger) -> None:
+def _announce(
+    progress: Progress,
+    parties: Parties,
+    survey: Survey,
+    methods: list[Method],
+    ledger: Ledger,
+    options: BuildOptions,
+) -> None:
     if parties.embedded:
         progress.say(EMBEDDED_NOTE)
     if ledger.mended:
@@ -162,46 +190,52 @@ def _announce(progress: Progress, parties: Parties, survey: Survey, ledger: Ledg
     earlier = sum(item.calls for item in ledger.spent())
     if earlier:
         progress.say(f"going on in {ledger.folder}: {earlier:,} calls are there already")
+
+    def at(role: str) -> str:
+        url = parties.roles[role].url
+        return f"{parties.roles[role].name} " + (f"at {url}" if url else "in this process")
+
     parts = [f"{survey.rows:,} rows"]
-    if survey.without_response and parties.model:
-        parts.append(f"{survey.without_response:,} answers from {parties.model.name}")
-    parts.append(
-        f"revisions from {parties.reviser.name}"
-        + (f" at {parties.reviser.url}" if parties.reviser.url else " in this process")
-    )
-    progress.say(", ".join(parts) + f", template {parties.template.name}")
+    own = max(method.own_answers(options.samples) for method in methods)
+    if (missing := survey.lacking(own)) and MODEL in parties.roles:
+        parts.append(f"{missing:,} answers from {parties.roles[MODEL].name}")
+    if STRONGER in parties.roles:
+        parts.append(f"fresh answers from {at(STRONGER)}")
+    if REVISER in parties.roles and parties.template:
+        parts += [f"revisions from {at(REVISER)}", f"template {parties.template.name}"]
+    if parties.judges and parties.judge_template:
+        names = ", ".join(judge.name for judge in parties.judges)
+        parts.append(f"judged by {names} ({parties.judge_template.name})")
+    progress.say(", ".join(parts))
     for words in parties.shown_prices():
         progress.say(words)
 
 
-def _check_distinct(source: Input, options: BuildOptions) -> None:
+def _check_distinct(source: Input, methods: list[Method], options: BuildOptions) -> None:
     outputs = {
         path.resolve()
-        for path in (
-            options.output_path,
-            options.beside(".dropped.parquet"),
-            options.beside(".failures.parquet"),
-        )
+        for tables in (options.tables(method.name) for method in methods)
+        for path in (tables.pairs, tables.dropped, tables.failures)
     }
     for path in source.paths:
         if path.resolve() in outputs:
             raise UsageError(f"{path} is the input and would be overwritten; choose another --output")
 
 
-def _check_settings(ledger: Ledger, parties: Parties, options: BuildOptions) -> None:
+def _check_settings(ledger: Ledger, now: dict[str, Any], options: BuildOptions) -> None:
     """Refuses to mix replies to different questions in one run folder."""
-    now = parties.identity(options)
     before = ledger.fact("settings")
     if before is not None and not options.go_on:
         changed = [
             name
-            for name in now
-            if (before.get(name) is not None and now[name] != before[name])
-            or (name == "minimality" and now[name] != before.get(name))
+            for name in {**now, **before}
+            if (before.get(name) is not None and name in now and now[name] != before[name])
+            or (name in PLAIN_IF_UNSET and now.get(name) != before.get(name))
         ]
         if changed:
             lines = [
-                f"  {name}: {_shown(before.get(name))} before, {_shown(now[name])} now" for name in changed
+                f"  {name}: {_shown(before.get(name))} before, {_shown(now.get(name))} now"
+                for name in changed
             ]
             raise UsageError(
                 f"{ledger.folder} was begun with other settings:\n"
@@ -209,15 +243,21 @@ def _check_settings(ledger: Ledger, parties: Parties, options: BuildOptions) -> 
                 + "\nUse another --output, --continue to go on with the new ones (equal requests are "
                 "not paid again), or --fresh to begin anew."
             )
-    kept = {name: value for name, value in (before or {}).items() if now.get(name) is None}
-    ledger.set_fact("settings", {**now, **kept, "minimality": now["minimality"]})
+    kept = {
+        name: value
+        for name, value in (before or {}).items()
+        if now.get(name) is None and name not in PLAIN_IF_UNSET
+    }
+    ledger.set_fact("settings", {**now, **kept})
 
 
 def _shown_flags(options: BuildOptions) -> dict[str, Any]:
     """The flags as they may be stored: a URL can hold a password."""
     flags = asdict(options)
-    for name in ("model_url", "reviser_url"):
+    for name in (f"{role}_url" for role in (MODEL, REVISER, STRONGER)):
         flags[name] = shown_url(flags[name]) if flags[name] else None
+    if options.judge_url:  # several judges may have one each
+        flags["judge_url"] = ",".join(shown_url(url) for url in options.judge_url.split(","))
     return flags
 
 
@@ -226,22 +266,27 @@ def _shown(value: object) -> str:
 
 
 def run_templates(args: argparse.Namespace) -> int:
-    """Lists the templates, or shows the one that is named."""
+    """Lists the templates of revisers and judges, or shows the one that is named."""
+    revising, judging = templates.built_in(), judge_templates.built_in()
     if args.name:
-        template = templates.load(args.name)
+        of_judge = args.name.partition("@")[0] in {name.partition("@")[0] for name in judging}
+        template = judge_templates.load(args.name) if of_judge else templates.load(args.name)
         if args.json:
             print(json.dumps(asdict(template), indent=2))
         else:
             print(terminal.safe(template.text))
         return EXIT_OK
-    known = templates.built_in()
     if args.json:
-        print(json.dumps([asdict(template) for template in known.values()], indent=2))
+        known = [*map(asdict, revising.values()), *map(asdict, judging.values())]
+        print(json.dumps(known, indent=2))
         return EXIT_OK
-    for template in known.values():
-        print(f"{template.name:16}{template.description}")
+    for title, listed in (("of the reviser", revising), ("of the judge", judging)):
+        print(f"{title}:")
+        for template in listed.values():
+            print(f"  {template.name:16}{template.description}")
     print(
-        "\n`clair-apo templates NAME` shows one; a file of your own works as --template FILE.",
+        "\n`clair-apo templates NAME` shows one; a file of your own works as --template FILE or "
+        "--judge-template FILE.",
         file=sys.stderr,
     )
     return EXIT_OK

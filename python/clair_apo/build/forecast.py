@@ -1,25 +1,29 @@
 """`--dry-run`: what the calls would take, before one is sent.
 
-Prompts are counted exactly; what comes back is a range. The lower end is one call each with short
-replies, the upper end has long ones and a share of rows that are asked twice.
+The methods run as they will, and where a reply is not on file they get one that stands for it. Prompts are
+counted exactly; what comes back is a range. The lower end is one call each with short replies, the upper
+end has long ones and a share of calls that are made twice.
 """
 
 from __future__ import annotations
 
-import contextlib
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from clair_apo.build.clair import SAMPLE, Clair
+from clair_apo.build.calls import finished
+from clair_apo.build.judge_templates import PAIRWISE
+from clair_apo.build.methods import Method
 from clair_apo.build.options import BuildOptions
 from clair_apo.build.parties import Parties
 from clair_apo.build.progress import usd
+from clair_apo.build.roles import JUDGING, MODEL, REVISE
 from clair_apo.build.rows import Input, InputRow
+from clair_apo.build.talk import Recipe, Talk
 from clair_apo.build.templates import MARKED
 from clair_apo.llm import tokens
-from clair_apo.llm.asking import output_cap
+from clair_apo.llm.asking import Party, drawn, output_cap
 from clair_apo.llm.chat import WAY_FAILED, CallFailed, Message, Reply, Request, interpret
 from clair_apo.llm.ledger import Reader
 from clair_apo.llm.prices import Price
@@ -29,11 +33,18 @@ SAMPLED = (64, 1024)
 # Of a revision, as shares of the answer's tokens, and of the reasoning before it.
 REVISED = (0.5, 1.5)
 REASONING = (30, 600)
+# Of edits, as shares of the answer's tokens.
+EDITED = (0.05, 1.0)
+# Of a judge's reasons and verdict.
+JUDGED = (3, 500)
 # Hidden reasoning, where it was asked for.
 HIDDEN = 8192
-# Rows that are asked twice, at the upper end: for a reply that cannot be read, or was cut off; with
-# --minimality, all of them.
+# Calls that are made twice, at the upper end: for a reply that cannot be read, or was cut off; with
+# --minimality, all of those to the reviser.
 TWICE = 0.25
+# Judge's calls about answers to come that are not made, at the lower end: the two may be the same. And of
+# several revisions, the first may be verified.
+SAME = 0.25
 
 
 @dataclass(slots=True)
@@ -60,37 +71,70 @@ class _Side:
 
 @dataclass(frozen=True, slots=True)
 class _Planned:
-    """A call that is still to be made. `answer` is the text that it is about; None: not known yet."""
+    """A call that is still to be made. `about` are the answers in its messages."""
 
+    method: str
     stage: str
     role: str
     messages: Sequence[Message]
-    answer: str | None
+    about: Sequence[str]
 
 
-class _Enough(Exception):
-    """The rest of a row's calls hangs on replies that are not there."""
+@dataclass(slots=True)
+class _Stand:
+    """Texts that stand for replies to come: each is its own, and is the revision of another text, or (None)
+    a fresh answer."""
+
+    texts: dict[str, str | None] = field(default_factory=dict)
+
+    def new(self, of: str | None) -> str:
+        text = f"?{len(self.texts)}"
+        self.texts[text] = of
+        return text
+
+    def depth(self, text: str) -> int:
+        """How many revisions to come lie between a text and one that is there, or sampled."""
+        found = 0
+        while (of := self.texts.get(text)) is not None:
+            text, found = of, found + 1
+        return found
 
 
-def forecast(source: Input, method: Clair, parties: Parties, options: BuildOptions) -> dict[str, Any]:
-    """The calls, tokens and USD that a run would take, as ranges; sends nothing and writes nothing."""
+def forecast(
+    source: Input, methods: Sequence[Method], recipe: Recipe, parties: Parties, options: BuildOptions
+) -> dict[str, Any]:
+    """The calls, tokens and USD that a run would take, as ranges; sends nothing and writes nothing. What
+    several methods share counts for the first of them."""
     sides = {role: _Side() for role in parties.roles}
+    by_method = {method.name: _Range() for method in methods}
     rows = unusable = on_file = 0
     with Reader(options.beside(".run")) as ledger:
         if options.fresh:
             ledger.close()
         for chunk in source.chunks():
             planned: list[_Planned] = []
+            stand = _Stand()
             for row in chunk.rows:
                 rows += 1
                 if not isinstance(row, InputRow):
                     unusable += 1
                     continue
-                calls, found = _plan(method, row, parties, ledger)
-                planned += calls
-                on_file += found
+                planning = _Planning(row, recipe, parties.roles, ledger, stand)
+                for method in methods:
+                    planning.run(method)
+                planned += planning.planned
+                on_file += planning.found
+            for call in planned:
+                by_method[call.method].add(*_times(call, recipe, stand))
             for role, side in sides.items():
-                _add_up(side, [call for call in planned if call.role == role], parties, role, options)
+                _add_up(
+                    side,
+                    [call for call in planned if call.role == role],
+                    recipe,
+                    parties.roles,
+                    role,
+                    stand,
+                )
     cost = _cost(sides, parties)
     return {
         "dry_run": True,
@@ -101,6 +145,7 @@ def forecast(source: Input, method: Clair, parties: Parties, options: BuildOptio
         "tokens_in": _sum(side.tokens_in for side in sides.values()),
         "tokens_out": _sum(side.tokens_out for side in sides.values()),
         "cost_usd": None if cost is None else {"low": cost.low, "high": cost.high},
+        "methods": {name: {"calls": calls.json()} for name, calls in by_method.items()},
         "roles": {
             role: {
                 "model": parties.roles[role].name,
@@ -131,6 +176,9 @@ def as_text(result: dict[str, Any]) -> str:
     for row in table:
         cells = (cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True))
         lines.append(f"{row[0]:{widths[0]}}  {'  '.join(cells)}".rstrip())
+    if len(result["methods"]) > 1:
+        calls = (f"{name} {_span(side['calls'])}" for name, side in result["methods"].items())
+        lines.append(f"calls by method: {', '.join(calls)}")
     for side in shown.values():
         if price := side["price"]:
             lines.append(f"{side['model']}: {Price(**price).words}")
@@ -142,57 +190,150 @@ def as_text(result: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _plan(method: Clair, row: InputRow, parties: Parties, ledger: Reader) -> tuple[list[_Planned], int]:
-    """The calls of a row that are not on file, as far as they can be told, and how many are."""
-    planned: list[_Planned] = []
-    found = 0
-    answer = row.response
+class _Planning:
+    """The calls of one row that are not on file, as far as they can be told, and how many are."""
 
-    async def ask(stage: str, role: str, messages: Sequence[Message], /) -> Reply:
-        nonlocal found, answer
-        party = parties.roles[role]
-        key = Request(party.name, messages, party.params).key(stage, row.content)
-        record = None if planned else ledger.get(key, row.repeat)
+    def __init__(
+        self, row: InputRow, recipe: Recipe, roles: dict[str, Party], ledger: Reader, stand: _Stand
+    ) -> None:
+        self.planned: list[_Planned] = []
+        self.found = 0
+        self._row = row
+        self._recipe = recipe
+        self._roles = roles
+        self._ledger = ledger
+        self._stand = stand
+        self._known: dict[bytes, Reply] = {}
+        self._stands_in = False
+        self._method = ""
+
+    def run(self, method: Method) -> None:
+        """Goes through the calls of a method."""
+        self._method = method.name
+        before = len(self.planned)
+        talk = Talk(self._recipe, self._row, self._ask)
+
+        async def through() -> None:
+            await finished(await method(self._row, talk), talk)
+
+        try:
+            through().send(None)
+        except (StopIteration, CallFailed):
+            pass
+        except Exception:
+            if len(self.planned) == before:
+                raise
+            # A method of the user's own may find nothing to read in what stands for a reply.
+
+    async def _ask(
+        self,
+        stage: str,
+        role: str,
+        messages: Sequence[Message],
+        /,
+        *,
+        about: Sequence[str] = (),
+        draw: int = 0,
+        again: bool = False,
+    ) -> Reply:
+        party = self._roles[role]
+        key = Request(party.name, messages, party.params).key(drawn(stage, draw), self._row.content)
+        if key in self._known:  # another method asks the same
+            return self._known[key]
+        record = self._ledger.get(key, self._row.repeat)
         if record is not None and record.kind not in WAY_FAILED:
-            found += 1
+            self.found += 1
+            self._stands_in = False
             if record.kind is not None:
                 raise CallFailed(record.kind, "")
-            reply = interpret(record.raw or "")
-            answer = reply.text if stage == SAMPLE else answer
-            return reply
-        planned.append(_Planned(stage, role, messages, answer))
-        if stage != SAMPLE:
-            raise _Enough
-        return Reply("?", None, None, None, None)
+            self._known[key] = interpret(record.raw or "")
+            return self._known[key]
+        if again and self._stands_in:  # the share of calls that are made twice covers it
+            raise CallFailed("empty", "")
+        self._stands_in = True
+        self.planned.append(_Planned(self._method, stage, role, messages, about))
+        self._known[key] = Reply(self._standing(stage, about), None, None, None, None)
+        return self._known[key]
 
-    with contextlib.suppress(StopIteration, CallFailed, _Enough):
-        method(row, ask).send(None)
-    return planned, found
+    def _standing(self, stage: str, about: Sequence[str]) -> str:
+        """A text that can be read as the reply is to be."""
+        if stage == JUDGING and self._recipe.judge_template is not None:
+            return self._verdict(self._recipe.judge_template.form, about)
+        if stage == REVISE and self._recipe.template is not None and about:
+            template, text = self._recipe.template, self._stand.new(about[0])
+            if self._recipe.edits_template is not None:
+                return f"<<<<<<< SEARCH\n{about[0]}\n=======\n{text}\n>>>>>>> REPLACE"
+            return f"{{{template.answer_marker}}}\n{text}" if template.reply == MARKED else text
+        return self._stand.new(None)
+
+    def _verdict(self, form: str, about: Sequence[str]) -> str:
+        """That a revision to come is better than what it is of, so that all rounds are gone through."""
+        depth = self._stand.depth(about[0])
+        if form != PAIRWISE:
+            return f"[[{min(5 + depth, 10)}]]"
+        other = self._stand.depth(about[1])
+        return "[[C]]" if depth == other else "[[A]]" if depth > other else "[[B]]"
 
 
-def _add_up(side: _Side, calls: list[_Planned], parties: Parties, role: str, options: BuildOptions) -> None:
-    party = parties.roles[role]
+def _times(call: _Planned, recipe: Recipe, stand: _Stand) -> tuple[float, float]:
+    """How often a call is made, at the lower and at the upper end."""
+    depth = max((stand.depth(text) for text in call.about), default=0)
+    if call.stage == REVISE:  # a later round may not come to pass
+        return 0 if depth else 1, 2 if recipe.minimality else 1 + TWICE
+    if call.stage == JUDGING:
+        to_come = any(text in stand.texts for text in call.about)
+        least = 0 if depth > 1 else 1 - SAME if to_come else 1
+        return least / recipe.best_of, (1 + TWICE) * recipe.best_of
+    return 1, 1
+
+
+def _add_up(
+    side: _Side, calls: list[_Planned], recipe: Recipe, roles: dict[str, Party], role: str, stand: _Stand
+) -> None:
+    party = roles[role]
     cap = output_cap(party.params) or math.inf
-    asked = tokens.count_requests([call.messages for call in calls], party.name)
-    answers = tokens.count_texts([call.answer or "" for call in calls], party.name)
     hidden = HIDDEN if "reasoning_effort" in party.params else 0
-    sample_cap = output_cap(parties.model.params) if parties.model else None
+    sample_cap = output_cap(roles[MODEL].params) if MODEL in roles else None
     sampled = (SAMPLED[0], min(SAMPLED[1], sample_cap or SAMPLED[1]))
-    for call, prompt, known in zip(calls, asked, answers, strict=True):
-        if call.stage == SAMPLE:
-            side.calls.add(1, 1)
-            side.tokens_in.add(prompt, prompt)
-            side.tokens_out.add(min(sampled[0], cap), min(sampled[1] + hidden, cap))
-            continue
-        low, high = (known, known) if call.answer is not None else sampled
-        reasoning = REASONING if parties.template.reply == MARKED else (0, 0)
-        out_low = min(REVISED[0] * low + reasoning[0], cap)
-        out_high = min(REVISED[1] * high + reasoning[1] + hidden, cap)
-        in_low, in_high = (prompt, prompt) if call.answer is not None else (prompt + low, prompt + high)
-        again = 1.0 if options.minimality else TWICE
-        side.calls.add(1, 1 + again)
-        side.tokens_in.add(in_low, in_high + again * (in_high + out_high))
-        side.tokens_out.add(out_low, out_high * (1 + again))
+    prompts = tokens.count_requests([call.messages for call in calls], party.name)
+    known = list({text: None for call in calls for text in _known(call.about, stand)})
+    counts = dict(zip(known, tokens.count_texts(known, party.name), strict=True))
+
+    def size(text: str) -> tuple[float, float]:
+        """The tokens of an answer, known or to come."""
+        if text not in stand.texts:
+            return counts[text], counts[text]
+        if (of := stand.texts[text]) is None:
+            return sampled
+        low, high = size(of)
+        return REVISED[0] * low, REVISED[1] * high
+
+    reasoned = recipe.edits_template or (recipe.template and recipe.template.reply == MARKED)
+    reasoning = REASONING if reasoned else (0, 0)
+    for call, prompt in zip(calls, prompts, strict=True):
+        sizes = [size(text) for text in call.about]
+        to_come = [size(text) for text in call.about if text in stand.texts]
+        in_low, in_high = (prompt + sum(each[end] for each in to_come) for end in (0, 1))
+        if call.stage == REVISE and sizes:
+            low, high = EDITED if recipe.edits_template else REVISED
+            out = low * sizes[0][0] + reasoning[0], high * sizes[0][1] + reasoning[1]
+        else:
+            out = JUDGED if call.stage == JUDGING else sampled
+        out_low, out_high = min(out[0], cap), min(out[1] + hidden, cap)
+        least, most = _times(call, recipe, stand)
+        side.calls.add(least, most)
+        side.tokens_in.add(least * in_low, in_high + (most - 1) * (in_high + out_high))
+        side.tokens_out.add(least * out_low, most * out_high)
+
+
+def _known(texts: Iterable[str], stand: _Stand) -> Iterable[str]:
+    """The texts that are there already, under those and what they are revisions of."""
+    for text in texts:
+        below: str | None = text
+        while below is not None and below in stand.texts:
+            below = stand.texts[below]
+        if below is not None:
+            yield below
 
 
 def _cost(sides: dict[str, _Side], parties: Parties) -> _Range | None:

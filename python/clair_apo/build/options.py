@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import difflib
 import json
 import os
 import re
@@ -24,6 +25,19 @@ Without a model flag both the model and the reviser are the small embedded one: 
 pipeline, not for real data."""
 
 
+# As `clair_apo.build.methods` has them; the help must not load what they import.
+METHODS = ("clair", "on-policy-judge", "off-policy-judge", "stronger-preferred")
+
+
+@dataclass(frozen=True, slots=True)
+class Tables:
+    """The files of one method."""
+
+    pairs: Path
+    dropped: Path
+    failures: Path
+
+
 @dataclass(frozen=True, slots=True)
 class BuildOptions:
     """The flags of `clair-apo build-pairs` under their own names; see its help for what each means."""
@@ -32,11 +46,21 @@ class BuildOptions:
     output: str = "pairs.parquet"
     prompt_column: str = "prompt"
     response_column: str | None = None
+    more_response_columns: tuple[str, ...] = ()
+    answers_column: str | None = None
+    answer_columns: tuple[str, ...] = ()
+    rating_columns: tuple[str, ...] = ()
     id_column: str | None = None
     limit: int | None = None
     sample: int | None = None
     seed: int = 0
     method: str = "clair"
+    samples: int = 2
+    best_of: int = 1
+    rounds: int = 1
+    round_pairs: str = "ends"
+    reply_format: str = "full"
+    pick: str | None = None
     model: str | None = None
     model_url: str | None = None
     model_key_env: str | None = None
@@ -54,6 +78,24 @@ class BuildOptions:
     reasoning_effort: str | None = None
     extra_body: Mapping[str, Any] | None = None
     template: str | None = None
+    stronger: str | None = None
+    stronger_url: str | None = None
+    stronger_key_env: str | None = None
+    stronger_temperature: float | None = None
+    stronger_top_p: float | None = None
+    stronger_max_tokens: int | None = None
+    stronger_reasoning_effort: str | None = None
+    stronger_extra_body: Mapping[str, Any] | None = None
+    judge: str | None = None
+    judge_url: str | None = None
+    judge_key_env: str | None = None
+    judge_temperature: float | None = None
+    judge_top_p: float | None = None
+    judge_max_tokens: int | None = None
+    judge_reasoning_effort: str | None = None
+    judge_extra_body: Mapping[str, Any] | None = None
+    judge_template: str | None = None
+    verify: bool = False
     concurrency: int = 64
     rpm: float | None = None
     tpm: float | None = None
@@ -63,6 +105,8 @@ class BuildOptions:
     max_consecutive_failures: int = 50
     price: Price | None = None
     model_price: Price | None = None
+    stronger_price: Price | None = None
+    judge_price: Price | None = None
     prices: str | None = None
     max_cost: float | None = None
     dry_run: bool = False
@@ -85,18 +129,50 @@ class BuildOptions:
                 "--fresh uses nothing of the earlier run, so it does not go together with "
                 "--continue or --retry-failed"
             )
+        options._check_columns()
         return options
+
+    def _check_columns(self) -> None:
+        if self.rating_columns and not self.answer_columns:
+            raise UsageError(
+                "--rating-columns goes with --answer-columns; an --answers-column has its ratings in it"
+            )
+        if self.answers_column and self.answer_columns:
+            raise UsageError("--answers-column and --answer-columns are two ways to say the same; give one")
+        if self.rating_columns and len(self.rating_columns) != len(self.answer_columns):
+            raise UsageError(
+                f"--rating-columns names {len(self.rating_columns)} columns for "
+                f"{len(self.answer_columns)} of --answer-columns"
+            )
+
+    @property
+    def methods(self) -> list[str]:
+        """The methods as `--method` names them."""
+        return self.method.split(",")
 
     @property
     def output_path(self) -> Path:
         return Path(self.output)
 
+    def tables(self, method: str) -> Tables:
+        """Where the pairs of a method go: `pairs.parquet`, or with several methods
+        `pairs.METHOD.parquet`."""
+        part = f".{method}" if len(self.methods) > 1 else ""
+        ending = self.output_path.name.removeprefix(self._stem)
+        return Tables(
+            self.beside(part + ending) if part else self.output_path,
+            self.beside(f"{part}.dropped.parquet"),
+            self.beside(f"{part}.failures.parquet"),
+        )
+
     def beside(self, ending: str) -> Path:
         """A name beside the output: `pairs.parquet` and `.failures.parquet` make
         `pairs.failures.parquet`."""
-        name = self.output_path.name
-        stem = re.sub(r"\.(parquet|jsonl|jsonl\.gz|jsonl\.zst)$", "", name, flags=re.I)
-        return self.output_path.with_name(stem + ending)
+        return self.output_path.with_name(self._stem + ending)
+
+    @property
+    def _stem(self) -> str:
+        return re.sub(r"\.(parquet|jsonl|jsonl\.gz|jsonl\.zst)$", "", self.output_path.name, flags=re.I)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -123,15 +199,56 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="NAME",
         help="the model's own answers, where there are some (default: response)",
     )
+    group.add_argument(
+        "--more-response-columns",
+        type=column_names,
+        default=(),
+        metavar="NAME[,NAME]",
+        help="further answers of the model's own, for on-policy-judge",
+    )
+    group.add_argument(
+        "--answers-column",
+        metavar="NAME",
+        help="answers of other models, for off-policy-judge: a list of model, response and "
+        "overall_score or rating (default: completions)",
+    )
+    group.add_argument(
+        "--answer-columns",
+        type=column_names,
+        default=(),
+        metavar="NAME,NAME[,NAME]",
+        help="the same, each in a column of its own",
+    )
+    group.add_argument(
+        "--rating-columns",
+        type=column_names,
+        default=(),
+        metavar="NAME,NAME[,NAME]",
+        help="the ratings of --answer-columns, in their order",
+    )
     group.add_argument("--id-column", metavar="NAME", help="ids of your own (default: a hash)")
     group.add_argument("--limit", type=positive, metavar="N", help="only the first N rows")
     group.add_argument("--sample", type=positive, metavar="N", help="N rows drawn at random")
     group.add_argument("--seed", type=int, default=0, metavar="S", help="of --sample (default: 0)")
     group.add_argument(
         "--method",
+        type=method_names,
         default="clair",
-        choices=["clair"],
-        help="how pairs are made (default: %(default)s)",
+        metavar="NAME[,NAME]",
+        help=f"how pairs are made: {', '.join(METHODS)}, or module:Class of your own; of several, "
+        "each has tables of its own (default: %(default)s)",
+    )
+    group.add_argument(
+        "--samples",
+        type=at_least_two,
+        default=2,
+        metavar="N",
+        help="answers of the model among which on-policy-judge picks (default: %(default)s)",
+    )
+    group.add_argument(
+        "--pick",
+        choices=["rating", "judge"],
+        help="how off-policy-judge picks (default: by the judge where one is named, else by rating)",
     )
 
     group = parser.add_argument_group(
@@ -150,7 +267,65 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "answer-only for local:smollm2)",
     )
 
-    group = parser.add_argument_group("what counts as a good revision")
+    group.add_argument(
+        "--reply-format",
+        choices=["full", "edits"],
+        default="full",
+        help="whole answers, or search-and-replace edits, and a whole answer where these do not apply "
+        "(default: %(default)s)",
+    )
+    group.add_argument(
+        "--best-of",
+        type=positive,
+        default=1,
+        metavar="N",
+        help="revisions of an answer, of which the one that changed the least is kept; with --verify, of "
+        "those that the judge finds better (default: %(default)s)",
+    )
+    group.add_argument(
+        "--rounds",
+        type=positive,
+        default=1,
+        metavar="N",
+        help="revise the revision, while the judge finds it better than the one before, at most so often "
+        "(default: %(default)s)",
+    )
+    group.add_argument(
+        "--round-pairs",
+        choices=["ends", "neighbours"],
+        default="ends",
+        help="of several rounds: one pair of the first and the last text, or one of each two neighbours "
+        "(default: %(default)s)",
+    )
+    group = parser.add_argument_group(
+        "the stronger model", "it answers afresh for stronger-preferred (default: the reviser)"
+    )
+    group.add_argument("--stronger", type=named, metavar="NAME")
+    _endpoint_arguments(group, "stronger", "stronger-")
+    group = parser.add_argument_group(
+        "the judge", "asked by on-policy-judge and off-policy-judge, and with --verify by any method"
+    )
+    group.add_argument(
+        "--judge",
+        type=judge_names,
+        metavar="NAME[,NAME]",
+        help="of several the majority decides (they share one URL and key, or have one each, with commas)",
+    )
+    _endpoint_arguments(group, "judge", "judge-")
+    group.add_argument(
+        "--judge-template",
+        metavar="NAME|FILE",
+        help="how the judge is asked: pairwise, absolute or your own (`clair-apo templates`; "
+        "default: pairwise)",
+    )
+    group.add_argument(
+        "--verify",
+        action="store_true",
+        help="have the judge look at every pair, in both orders; where chosen does not win both, the pair "
+        "is flagged not_verified (--drop not_verified leaves it out)",
+    )
+
+    group = parser.add_argument_group("what counts as a good pair")
     group.add_argument(
         "--minimality",
         type=share_band,
@@ -169,7 +344,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=(),
         metavar="FLAG[,FLAG]",
         help="leave out pairs with these flags: truncated_look, leaked_frame, "
-        "comment_cut, prompt_cut, code_fence, script_switch, length_ratio, edit_ratio",
+        "comment_cut, prompt_cut, code_fence, script_switch, length_ratio, edit_ratio, rating_tie, "
+        "not_verified",
     )
 
     group = parser.add_argument_group("calls")
@@ -228,6 +404,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="USD per million tokens (default: the list prices that come along, where they know the model)",
     )
     group.add_argument("--model-price", type=price, metavar="IN,OUT", help="of the model to be aligned")
+    group.add_argument("--stronger-price", type=price, metavar="IN,OUT", help="of the stronger model")
+    group.add_argument("--judge-price", type=price, metavar="IN,OUT", help="of the judges")
     group.add_argument(
         "--prices",
         metavar="FILE",
@@ -301,6 +479,51 @@ def price(text: object) -> Price:
         return parse_price(text, "as given")
     except ValueError as error:
         raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def method_names(text: object) -> str:
+    """Names of methods with commas, as one text without spaces."""
+    parts = text.split(",") if isinstance(text, str) else text
+    if not isinstance(parts, list | tuple) or not all(isinstance(part, str) for part in parts):
+        raise argparse.ArgumentTypeError(f"{text!r} is no name of a method")
+    names = [part.strip() for part in parts if part.strip()]
+    for name in names:
+        module, colon, own = name.partition(":")
+        if name not in METHODS and not (colon and module and own.isidentifier()):
+            near = difflib.get_close_matches(name, METHODS, 1, 0.5)
+            meant = f"; did you mean {near[0]}?" if near else ""
+            raise argparse.ArgumentTypeError(
+                f"{name!r} is no method; known are {', '.join(METHODS)}, and module:Class of your "
+                f"own{meant}"
+            )
+    if not names:
+        raise argparse.ArgumentTypeError("no method is named")
+    return ",".join(names)
+
+
+def judge_names(text: object) -> str:
+    """Names of judges with commas, as one text; a list as well, as YAML has it."""
+    return ",".join(
+        named(part) for part in (text if isinstance(text, list | tuple) else str(text).split(","))
+    )
+
+
+def column_names(text: object) -> tuple[str, ...]:
+    """Names of columns with commas."""
+    parts = text.split(",") if isinstance(text, str) else text
+    if not isinstance(parts, list | tuple):
+        raise argparse.ArgumentTypeError(f"{text!r} is no list of columns")
+    names = tuple(named(part) for part in parts)
+    if len(set(names)) < len(names):
+        raise argparse.ArgumentTypeError(f"a column stands there twice: {', '.join(names)}")
+    return names
+
+
+def at_least_two(text: object) -> int:
+    number = positive(text)
+    if number < 2:
+        raise argparse.ArgumentTypeError(f"{number} is fewer than the two that a pair needs")
+    return number
 
 
 def flag_names(text: object) -> tuple[str, ...]:

@@ -1,18 +1,24 @@
-"""Who is asked: the model to be aligned and the reviser, as the flags name them."""
+"""Who is asked: the model to be aligned, the reviser, the stronger model and the judges, as the flags name
+them and the methods need them."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
 import resource
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from clair_apo.build import templates
-from clair_apo.build.clair import MODEL, REVISER
+from clair_apo.build import judge_templates, templates
+from clair_apo.build.checks import Band
+from clair_apo.build.judge_templates import JudgeTemplate
+from clair_apo.build.methods import Method
 from clair_apo.build.options import BuildOptions, key_from
+from clair_apo.build.roles import JUDGE, MODEL, REVISER, STRONGER, judges
+from clair_apo.build.rows import Survey
+from clair_apo.build.talk import BY_JUDGE, BY_RATING, Recipe
 from clair_apo.build.templates import Template
 from clair_apo.errors import ClairError, UsageError
 from clair_apo.llm.asking import Party
@@ -41,21 +47,24 @@ Say = Callable[[str], None]
 
 @dataclass(frozen=True, slots=True)
 class Parties:
-    model: Party | None
-    reviser: Party
-    template: Template
+    """Those who are asked, by the roles under which a method asks them, and the templates that are used."""
+
+    roles: dict[str, Party]
+    template: Template | None
+    edits_template: Template | None
+    judge_template: JudgeTemplate | None
     book: _Prices
     embedded: bool = field(default=False)  # no model flag at all: for trying the pipeline
 
     @property
-    def roles(self) -> dict[str, Party]:
-        """The parties by the names under which a method asks them."""
-        return {REVISER: self.reviser} | ({MODEL: self.model} if self.model else {})
+    def judges(self) -> list[Party]:
+        return [self.roles[role] for role in judges(self.roles)]
 
     @property
     def aligned(self) -> str | None:
         """Whose answers the given ones are, as far as the flags tell."""
-        return self.model.name if self.model and not self.embedded else None
+        model = self.roles.get(MODEL)
+        return model.name if model and not self.embedded else None
 
     def shown_prices(self) -> list[str]:
         """The prices that the run counts with, for people."""
@@ -71,25 +80,67 @@ class Parties:
             if party is not None and party.name == name:
                 price = party.price
             else:
-                where = (party or self.reviser).endpoint
+                other = party or self.roles.get(REVISER)
+                where = other.endpoint if other else None
                 price = self.book.of(role, name, None if name.startswith(LOCAL) else where or _ANYWHERE)
             if price is not None:
                 found[role, name] = price
         return found
 
-    def identity(self, options: BuildOptions) -> dict[str, Any]:
+    def recipe(self, options: BuildOptions) -> Recipe:
+        """How the methods of a run ask."""
+        return Recipe(
+            names={role: party.name for role, party in self.roles.items()},
+            aligned=self.aligned,
+            template=self.template,
+            edits_template=self.edits_template,
+            minimality=Band(*options.minimality) if options.minimality else None,
+            judge_template=self.judge_template,
+            samples=options.samples,
+            best_of=options.best_of,
+            rounds=options.rounds,
+            pick=pick(options),
+            verify=options.verify,
+        )
+
+    def identity(self, options: BuildOptions, methods: Sequence[Method]) -> dict[str, Any]:
         """The settings that decide what the replies of a run mean; a run folder holds one such set."""
-        return {
+        model, reviser, stronger = (self.roles.get(role) for role in (MODEL, REVISER, STRONGER))
+        found: dict[str, Any] = {
             "method": options.method,
-            "model": self.model.name if self.model else None,
-            "model-url": self.model.url if self.model else None,
-            "model-sampling": self.model.params if self.model else None,
-            "reviser": self.reviser.name,
-            "reviser-url": self.reviser.url,
-            "sampling": self.reviser.params,
-            "template": f"{self.template.name} ({self.template.digest})",
+            "model": model.name if model else None,
+            "model-url": model.url if model else None,
+            "model-sampling": model.params if model else None,
+            "reviser": reviser.name if reviser else None,
+            "reviser-url": reviser.url if reviser else None,
+            "sampling": reviser.params if reviser else None,
+            "template": f"{self.template.name} ({self.template.digest})" if self.template else None,
             "minimality": list(options.minimality) if options.minimality else None,
         }
+        if options.best_of > 1:
+            found["best-of"] = options.best_of
+        if options.rounds > 1:
+            found["rounds"] = options.rounds
+        if self.edits_template:
+            found["edits-template"] = f"{self.edits_template.name} ({self.edits_template.digest})"
+        if stronger:
+            found |= {
+                "stronger": stronger.name,
+                "stronger-url": stronger.url,
+                "stronger-sampling": stronger.params,
+            }
+        if self.judges and self.judge_template:
+            found |= {
+                "judge": ", ".join(judge.name for judge in self.judges),
+                "judge-url": ", ".join(judge.url or "in this process" for judge in self.judges),
+                "judge-sampling": self.judges[0].params,
+                "judge-template": f"{self.judge_template.name} ({self.judge_template.digest})",
+            }
+        if (samples := max(method.own_answers(options.samples) for method in methods)) > 1:
+            found["samples"] = samples
+        if any(JUDGE in method.may_ask for method in methods):
+            found["pick"] = pick(options)
+        return found
 
 
 # For the price of a model that is asked no more, where nothing tells the server.
@@ -101,82 +152,180 @@ class _Prices:
 
     def __init__(self, options: BuildOptions) -> None:
         self._of_all = options.price
-        self._of_model = options.model_price
+        self._of = {
+            MODEL: options.model_price,
+            REVISER: options.price,
+            STRONGER: options.stronger_price,
+            JUDGE: options.judge_price,
+        }
         self._by_name = read_prices(Path(options.prices)) if options.prices else {}
 
     def of(self, role: str, name: str, endpoint: Endpoint | None) -> Price | None:
         if endpoint is None:
             return Price(0.0, 0.0, source="in this process")
-        if role == MODEL and self._of_model is not None:
-            return self._of_model
-        if role == REVISER and self._of_all is not None:
-            return self._of_all
+        given = self._of[role.partition("-")[0]]
+        if given is not None:
+            return given
         return self._by_name.get(name) or self._of_all or list_price(name, endpoint.url)
 
 
-def resolve(options: BuildOptions, without_response: int) -> Parties:
-    """Settles who is asked. `without_response` is the number of rows whose answer is to be sampled.
+def pick(options: BuildOptions) -> str:
+    """How a pair is picked from answers of other models: by the judge where one is named, unless told."""
+    return options.pick or (BY_JUDGE if options.judge or options.judge_url else BY_RATING)
+
+
+def resolve(options: BuildOptions, methods: Sequence[Method], survey: Survey) -> Parties:
+    """Settles who is asked by `methods` for the rows of `survey`.
 
     Raises UsageError for half a configuration, ClairError where there is no endpoint to ask.
     """
+    wanted = _wanted(options, methods)
     template = templates.load(options.template) if options.template else None
+    if template is not None and template.reply == templates.EDITS:
+        raise UsageError(
+            f"--template {options.template} is one of edits; --reply-format edits asks with it"
+        )
+    by_edits = REVISER in wanted and options.reply_format == templates.EDITS
+    edits_template = templates.load("edits") if by_edits else None
+    judge_template = judge_templates.load(options.judge_template or "pairwise") if JUDGE in wanted else None
     prices = _Prices(options)
-    flags = (options.model, options.model_url, options.reviser, options.reviser_url)
-    if not any(flags):
-        price = prices.of(REVISER, EMBEDDED, None)
-        party = Party(EMBEDDED, {"max_tokens": EMBEDDED_MAX_TOKENS}, None, price)
+    if wanted and not _any_named(options):
+        embedded = Party(
+            EMBEDDED, {"max_tokens": EMBEDDED_MAX_TOKENS}, None, prices.of(REVISER, EMBEDDED, None)
+        )
         return Parties(
-            _with(party, _sampling(options, "model_")),
-            _with(party, _sampling(options, "")),
-            template or templates.load("answer-only"),
+            {role: _with(embedded, _sampling(options, role)) for role in wanted},
+            (template or templates.load("answer-only")) if REVISER in wanted else None,
+            edits_template,
+            judge_template,
             prices,
             embedded=True,
         )
-    if not options.reviser and not options.reviser_url:
+    if REVISER in wanted and not options.reviser and not options.reviser_url:
         raise UsageError(
             "--model names the model to be aligned, but no reviser is named; give "
             "--reviser NAME (and --reviser-url for a server other than OpenAI's)"
+            if options.model or options.model_url
+            else "no reviser is named; give --reviser NAME (and --reviser-url for a server other than "
+            "OpenAI's)"
         )
-    reviser = _party(
-        options,
-        "reviser",
-        options.reviser,
-        options.reviser_url,
-        options.reviser_key_env,
-        _sampling(options, ""),
-        prices,
+    roles: dict[str, Party] = {}
+    if REVISER in wanted:
+        roles[REVISER] = _named(options, REVISER, prices)
+    if STRONGER in wanted:
+        roles[STRONGER] = _stronger(options, prices)
+    if JUDGE in wanted:
+        roles |= _judges(options, prices)
+    own = max(method.own_answers(options.samples) for method in methods)
+    if MODEL in wanted and (options.model or options.model_url):
+        roles[MODEL] = _named(options, MODEL, prices)
+    elif lacking := survey.rows_lacking(own):
+        raise UsageError(_no_model(lacking, own))
+    if options.max_cost is not None:
+        asked = [party for role, party in roles.items() if role != MODEL or survey.lacking(own)]
+        if unknown := next((party.name for party in asked if party.price is None), None):
+            raise UsageError(
+                f"--max-cost needs a price, and none is known for {unknown}; give --price IN,OUT in USD "
+                "per million tokens, or --prices FILE"
+            )
+    if REVISER in wanted and template is None:
+        template = templates.load("answer-only" if roles[REVISER].name == EMBEDDED else "paper")
+    return Parties(roles, template if REVISER in wanted else None, edits_template, judge_template, prices)
+
+
+def _wanted(options: BuildOptions, methods: Sequence[Method]) -> list[str]:
+    """The roles that the methods ask, in a fixed order. Raises UsageError for flags of a role that nothing
+    asks although they name it."""
+    asks = {role for method in methods for role in method.asks}
+    may_ask = {role for method in methods for role in method.may_ask}
+    by_judge = pick(options) == BY_JUDGE
+    by_rounds = options.rounds > 1 and REVISER in asks
+    if options.verify or by_rounds or (JUDGE in may_ask and by_judge):
+        asks.add(JUDGE)
+    names = ", ".join(method.name for method in methods)
+    if (options.judge or options.judge_url) and JUDGE not in asks:
+        raise UsageError(
+            f"a judge is named, but --method {names} asks none here; --verify puts it behind any method"
+        )
+    if (options.stronger or options.stronger_url) and STRONGER not in asks:
+        raise UsageError(f"a stronger model is named, but --method {names} asks none")
+    if JUDGE in asks and _any_named(options) and not options.judge and not options.judge_url:
+        why = next((f"--method {m.name}" for m in methods if JUDGE in m.asks), None)
+        why = why or ("--verify" if options.verify else "--rounds" if by_rounds else "--pick judge")
+        raise UsageError(
+            f"{why} needs a judge; give --judge NAME (and --judge-url for a server other than OpenAI's)"
+        )
+    return [role for role in (REVISER, MODEL, STRONGER, JUDGE) if role in asks]
+
+
+def _any_named(options: BuildOptions) -> bool:
+    return any(
+        getattr(options, role) or getattr(options, f"{role}_url")
+        for role in (MODEL, REVISER, STRONGER, JUDGE)
     )
-    model = None
-    if options.model or options.model_url:
-        model = _party(
-            options,
-            "model",
-            options.model,
-            options.model_url,
-            options.model_key_env,
-            _sampling(options, "model_"),
-            prices,
+
+
+def _no_model(rows: int, own: int) -> str:
+    have = "1 row has" if rows == 1 else f"{rows} rows have"
+    if own > 1:
+        return (
+            f"{have} fewer than {own} answers of the model's own, and no --model is named that could be "
+            "asked for more; give --model NAME, or name columns of answers with --response-column and "
+            "--more-response-columns"
         )
-    elif without_response:
-        rows = "1 row has" if without_response == 1 else f"{without_response} rows have"
+    return (
+        f"{have} no response to revise, and no --model is named that could be asked "
+        "for one; give --model NAME, or name the column of the answers with "
+        "--response-column"
+    )
+
+
+def _named(options: BuildOptions, role: str, prices: _Prices) -> Party:
+    """The party of a role that has one, as its flags say."""
+    name, url, key_env = (getattr(options, f"{role}{end}") for end in ("", "_url", "_key_env"))
+    return _party(options, role, name, url, key_env, _sampling(options, role), prices)
+
+
+def _stronger(options: BuildOptions, prices: _Prices) -> Party:
+    """The stronger model: where it is not named, the reviser with its sampling."""
+    if options.stronger or options.stronger_url:
+        return _named(options, STRONGER, prices)
+    if not options.reviser and not options.reviser_url:
         raise UsageError(
-            f"{rows} no response to revise, and no --model is named that could be asked "
-            "for one; give --model NAME, or name the column of the answers with "
-            "--response-column"
+            "no stronger model is named; give --stronger NAME, or --reviser NAME to have that one answer"
         )
-    asked = [party for party in (reviser, model if without_response else None) if party]
-    if options.max_cost is not None and any(party.price is None for party in asked):
-        unknown = next(party.name for party in asked if party.price is None)
-        raise UsageError(
-            f"--max-cost needs a price, and none is known for {unknown}; give --price IN,OUT in USD per "
-            "million tokens, or --prices FILE"
-        )
-    default = "answer-only" if reviser.name == EMBEDDED else "paper"
-    return Parties(model, reviser, template or templates.load(default), prices)
+    reviser = _with(_named(options, REVISER, prices), _sampling(options, STRONGER))
+    return replace(reviser, price=prices.of(STRONGER, reviser.name, reviser.endpoint))
+
+
+def _judges(options: BuildOptions, prices: _Prices) -> dict[str, Party]:
+    """The judges by role; several names share one URL and key, or have as many of their own."""
+    names: list[str | None] = [
+        name.strip() for name in (options.judge or "").split(",") if name.strip()
+    ] or [None]
+    if len(set(names)) < len(names):
+        raise UsageError(f"--judge {options.judge}: a judge stands there twice")
+
+    def each(flag: str, value: str | None) -> list[str | None]:
+        if value is None or len(names) == 1:
+            return [value] * len(names)
+        values: list[str | None] = [part.strip() for part in value.split(",")]
+        if len(values) not in (1, len(names)):
+            raise UsageError(
+                f"{flag} has {len(values)} parts for {len(names)} judges; give one, or one each"
+            )
+        return values * len(names) if len(values) == 1 else values
+
+    urls, keys = each("--judge-url", options.judge_url), each("--judge-key-env", options.judge_key_env)
+    found = {}
+    for number, (name, url, key) in enumerate(zip(names, urls, keys, strict=True)):
+        role = JUDGE if not number else f"{JUDGE}-{number + 1}"
+        found[role] = _party(options, JUDGE, name, url, key, _sampling(options, JUDGE), prices)
+    return found
 
 
 def open_backends(parties: Parties, say: Say, on_retry: Callable[[str], None]) -> dict[str, Backend]:
-    """The backends by role; one where both roles are the same."""
+    """The backends by role; one where several roles are the same."""
     made: dict[object, Backend] = {}
 
     def backend(party: Party) -> Backend:
@@ -192,10 +341,7 @@ def open_backends(parties: Parties, say: Say, on_retry: Callable[[str], None]) -
 
     places = {party.endpoint for party in parties.roles.values() if party.endpoint}
     _allow_connections(sum(place.concurrency for place in places))
-    backends = {REVISER: backend(parties.reviser)}
-    if parties.model:
-        backends[MODEL] = backend(parties.model)
-    return backends
+    return {role: backend(party) for role, party in parties.roles.items()}
 
 
 def _allow_connections(number: int) -> None:
@@ -217,8 +363,9 @@ def _with(party: Party, params: dict[str, Any]) -> Party:
     return Party(party.name, {**party.params, **params}, party.endpoint, party.price)
 
 
-def _sampling(options: BuildOptions, prefix: str) -> dict[str, Any]:
-    """The parameters that were set; a server's own defaults hold for the others."""
+def _sampling(options: BuildOptions, role: str) -> dict[str, Any]:
+    """The parameters that were set for a role; a server's own defaults hold for the others."""
+    prefix = "" if role == REVISER else f"{role}_"
     names = ("temperature", "top_p", "max_tokens", "reasoning_effort")
     values = {name: getattr(options, prefix + name) for name in names}
     found = {name: value for name, value in values.items() if value is not None}

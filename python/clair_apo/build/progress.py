@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from types import TracebackType
 
 from rich.console import Console
@@ -32,6 +32,7 @@ class Progress:
         self.rows = 0
         self.rows_from_ledger = 0
         self.calls = 0
+        self.calls_from_ledger = 0
         self.retries = 0
         self.tokens_in = 0
         self.tokens_out = 0
@@ -110,11 +111,11 @@ class Progress:
             "prompt_cut."
         )
 
-    def row_done(self, failure: str | None, *, asked: bool) -> None:
+    def row_done(self, failures: Sequence[str], *, asked: bool) -> None:
+        """A row is over; `failures` are the kinds with which methods failed for it."""
         self.rows += 1
         self.rows_from_ledger += not asked
-        if failure:
-            self.failures[failure] += 1
+        self.failures.update(failures)
 
     def writing(self) -> None:
         """The calls are made; the tables follow."""

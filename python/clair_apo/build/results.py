@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
@@ -12,11 +13,13 @@ import pyarrow as pa
 from clair_apo import text
 from clair_apo.build.calls import Failed, attempt, finish_now
 from clair_apo.build.checks import EDIT_RATIO, LENGTH_RATIO, Band, check
-from clair_apo.build.clair import Clair, Draft
+from clair_apo.build.draft import Draft, Judgement, Verdict
+from clair_apo.build.methods import Method
 from clair_apo.build.options import BuildOptions
-from clair_apo.build.parties import Parties
 from clair_apo.build.progress import Progress
 from clair_apo.build.rows import Chunk, Input, InputRow, Survey, UnusableRow
+from clair_apo.build.talk import Recipe
+from clair_apo.build.tally import Tally
 from clair_apo.build.templates import as_text
 from clair_apo.llm.asking import Asker, Question
 from clair_apo.tables import FAILURE_SCHEMA, MEASURES, TableWriter, dropped_schema, pair_schema
@@ -33,6 +36,21 @@ class Counts:
     failed: int = 0
     failures: Counter[str] = field(default_factory=Counter)
     flags: Counter[str] = field(default_factory=Counter)
+    judged: Tally = field(default_factory=Tally)
+
+    def add(self, other: Counts) -> None:
+        """Adds the counts of another table."""
+        for name in ("rows_in", "kept", "unchanged", "filtered", "failed"):
+            setattr(self, name, getattr(self, name) + getattr(other, name))
+        self.failures.update(other.failures)
+        self.flags.update(other.flags)
+        self.judged.merge(other.judged)
+
+    def count(self, prompts: Iterable[set[str]]) -> None:
+        """Adds prompts by how their pairs ended: one that gave a pair is kept, whatever the others are."""
+        for ends in prompts:
+            end = next(each for each in ("kept", "filtered", "unchanged") if each in ends)
+            setattr(self, end, getattr(self, end) + 1)
 
     def check(self) -> None:
         """Raises AssertionError where a row is lost or doubled."""
@@ -44,20 +62,22 @@ class Counts:
 def write_tables(
     source: Input,
     survey: Survey,
-    method: Clair,
+    method: Method,
+    recipe: Recipe,
     asker: Asker,
-    parties: Parties,
     options: BuildOptions,
     progress: Progress,
 ) -> Counts:
-    """Writes pairs, dropped pairs and failures from the ledger, all three in the order of the input."""
+    """Writes pairs, dropped pairs and failures of a method from the ledger, all three in the order of the
+    input."""
     counts = Counts()
+    tables = options.tables(method.name)
     edit_ratio = Band(*options.minimality) if options.minimality else EDIT_RATIO
     length_ratio = Band(*options.length_ratio) if options.length_ratio else LENGTH_RATIO
     with (
-        TableWriter(options.output_path, pair_schema(survey.extra)) as pairs,
-        TableWriter(options.beside(".dropped.parquet"), dropped_schema(survey.extra)) as dropped,
-        TableWriter(options.beside(".failures.parquet"), FAILURE_SCHEMA) as failures,
+        TableWriter(tables.pairs, pair_schema(survey.extra)) as pairs,
+        TableWriter(tables.dropped, dropped_schema(survey.extra)) as dropped,
+        TableWriter(tables.failures, FAILURE_SCHEMA) as failures,
     ):
         for chunk in source.chunks(survey.extra):
             questions = [
@@ -67,7 +87,7 @@ def write_tables(
             outcomes = [
                 row
                 if isinstance(row, UnusableRow)
-                else finish_now(attempt(method, row, asker, questions[index]))
+                else finish_now(attempt(method, recipe, row, asker, questions[index]))
                 for index, row in enumerate(chunk.rows)
             ]
             kept, left_out = _Part(chunk), _Part(chunk)
@@ -79,41 +99,48 @@ def write_tables(
                 ]
             )
             drafts = [
-                (index, outcome) for index, outcome in enumerate(outcomes) if isinstance(outcome, Draft)
+                (index, part, draft)
+                for index, outcome in enumerate(outcomes)
+                if isinstance(outcome, Draft)
+                for part, draft in enumerate(_pairs(outcome, options))
             ]
-            measured = _measures([draft for _, draft in drafts])
-            for (index, draft), measures in zip(drafts, measured, strict=True):
+            ends: dict[int, set[str]] = {}
+            measured = _measures([draft for _, _, draft in drafts])
+            for (index, part, draft), measures in zip(drafts, measured, strict=True):
                 row, question = chunk.rows[index], questions[index]
                 assert isinstance(row, InputRow)
                 assert question is not None
                 flags = check(
-                    draft.rejected,
-                    draft.chosen,
+                    draft.rejected.text,
+                    draft.chosen.text,
                     as_text(row.messages),
-                    method.template,
+                    recipe.template_of(draft.chosen),
                     measures,
                     edit_ratio,
                     length_ratio,
+                    _known_flags(draft, recipe),
                 )
-                if draft.comment_cut:
-                    flags.append("comment_cut")
-                if any(reply.prompt_cut for reply in draft.replies):
-                    flags.append("prompt_cut")
-                pair = _pair_row(row, draft, question, measures, flags, parties, options.method)
-                dropping = [flag for flag in flags if flag in options.drop]
+                pair = _pair_row(row, draft, question, measures, flags, method.name)
+                if part:  # what the prompt took stands with its first pair
+                    pair |= {"id": f"{row.id}.{part + 1}", "usage": None}
+                dropping = [flag for flag in flags if flag in options.drop or flag == draft.undecided]
                 if draft.unchanged:
-                    counts.unchanged += 1
+                    end = "unchanged"
                     left_out.add(index, {**pair, "reason": "unchanged"})
                 elif dropping:
-                    counts.filtered += 1
+                    end = "filtered"
                     left_out.add(index, {**pair, "reason": ", ".join(dropping)})
                 else:
-                    counts.kept += 1
+                    end = "kept"
                     kept.add(index, pair)
+                ends.setdefault(index, set()).add(end)
                 if not draft.unchanged:
                     counts.flags.update(flags)
+            counts.count(ends.values())
             for outcome in outcomes:
-                if not isinstance(outcome, Draft):
+                if isinstance(outcome, Draft):
+                    counts.judged.add(outcome.comparisons)
+                else:
                     counts.failed += 1
                     counts.failures[_kind(outcome)] += 1
             counts.rows_in += len(chunk.rows)
@@ -145,9 +172,29 @@ class _Part:
 
 
 def _measures(drafts: list[Draft]) -> list[dict[str, Any]]:
-    table = pa.table(text.score([draft.rejected for draft in drafts], [draft.chosen for draft in drafts]))
+    table = pa.table(
+        text.score([draft.rejected.text for draft in drafts], [draft.chosen.text for draft in drafts])
+    )
     rows: list[dict[str, Any]] = table.select(list(MEASURES)).to_pylist()
     return rows
+
+
+def _pairs(draft: Draft, options: BuildOptions) -> list[Draft]:
+    """The pairs that are made of a draft: itself, or those of its rounds."""
+    return (draft.neighbours if options.round_pairs == "neighbours" else []) or [draft]
+
+
+def _known_flags(draft: Draft, recipe: Recipe) -> Iterator[str]:
+    """The flags of a pair that its texts do not show."""
+    yield from draft.flags
+    if draft.chosen.comment_cut:
+        yield "comment_cut"
+    if any(reply.prompt_cut for reply in draft.replies):
+        yield "prompt_cut"
+    if draft.undecided:
+        yield draft.undecided
+    elif recipe.verify and draft.judgement is not None and draft.judgement.winner != 0:
+        yield "not_verified"
 
 
 def _pair_row(
@@ -156,28 +203,59 @@ def _pair_row(
     question: Question,
     measures: dict[str, Any],
     flags: list[str],
-    parties: Parties,
     method: str,
 ) -> dict[str, Any]:
+    arrived = [reply.at for reply in draft.replies]
     return {
         "id": row.id,
         "prompt": row.messages,
-        "chosen": [{"role": "assistant", "content": draft.chosen}],
-        "rejected": [{"role": "assistant", "content": draft.rejected}],
-        "rationale": draft.rationale,
+        "chosen": [{"role": "assistant", "content": draft.chosen.text}],
+        "rejected": [{"role": "assistant", "content": draft.rejected.text}],
+        "rationale": draft.chosen.rationale,
         "method": method.replace("-", "_"),
-        "template": parties.template.name,
-        "chosen_model": draft.chosen_model or parties.reviser.name,
-        "rejected_model": draft.rejected_model or parties.aligned,
+        "template": draft.chosen.template,
+        "chosen_model": draft.chosen.model,
+        "rejected_model": draft.rejected.model,
         **measures,
         "flags": flags,
+        "chosen_rating": draft.chosen.rating,
+        "rejected_rating": draft.rejected.rating,
+        **_judged(draft.judgement),
+        "rounds": [
+            {"content": each.chosen.text, "model": each.chosen.model, **_judged(each.judgement)}
+            for each in draft.rounds
+        ]
+        or None,
         "usage": {
             "calls": len(question.used),
             "tokens_in": question.tokens_in,
             "tokens_out": question.tokens_out,
             "cost_usd": question.cost if question.tokens_in is not None else None,
         },
-        "created_at": datetime.fromtimestamp(max(reply.at for reply in draft.replies), UTC),
+        "created_at": datetime.fromtimestamp(max(arrived), UTC) if arrived else None,
+    }
+
+
+_SIDES = {0: "chosen", 1: "rejected", None: "tie"}
+
+
+def _judged(judgement: Judgement | None) -> dict[str, Any]:
+    if judgement is None:
+        return {"judge_winner": None, "judge_verdicts": None}
+    return {
+        "judge_winner": judgement.undecided or _SIDES[judgement.winner],
+        "judge_verdicts": [_verdict_row(verdict) for verdict in judgement.verdicts],
+    }
+
+
+def _verdict_row(verdict: Verdict) -> dict[str, Any]:
+    return {
+        "judge": verdict.judge,
+        "template": verdict.template,
+        "shown_first": _SIDES[verdict.shown_first],
+        "winner": _SIDES[verdict.winner] if verdict.score is None else None,
+        "score": verdict.score,
+        "words": verdict.words,
     }
 
 

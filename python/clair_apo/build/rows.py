@@ -10,8 +10,9 @@ import hashlib
 import json
 import random
 import sqlite3
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from itertools import groupby, islice
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,8 @@ from typing import Any
 import pyarrow as pa
 
 from clair_apo import files
+from clair_apo.build.answers import MAX_CELL_BYTES, BadAnswers, from_columns, from_list
+from clair_apo.build.draft import Answer
 from clair_apo.build.extra import from_batch, struct_type
 from clair_apo.errors import ClairError
 from clair_apo.files import BadRow
@@ -26,16 +29,14 @@ from clair_apo.llm.chat import Message
 from clair_apo.loose import LooseTypes, from_records
 from clair_apo.quoting import quoted
 
-# A prompt or an answer beyond this is no chat text but a mistake in the table; it would take the whole
-# context of any model, and hours to compare.
-MAX_CELL_BYTES = 4 << 20
 ROLES = ("system", "developer", "user", "assistant", "tool")
 
 
 @dataclass(frozen=True, slots=True)
 class InputRow:
     """One prompt to make a pair for. `content` is a digest of prompt and answer; `repeat` counts the
-    earlier rows with the same content."""
+    earlier rows with the same content. `more` are further answers of the model's own; `answers` those of
+    other models, at least two, or `answers_fault` says why there are none."""
 
     number: int
     id: str
@@ -43,6 +44,14 @@ class InputRow:
     response: str | None
     content: bytes
     repeat: int
+    more: tuple[str, ...] = ()
+    answers: tuple[Answer, ...] = ()
+    answers_fault: str | None = None
+
+    @property
+    def own(self) -> tuple[str, ...]:
+        """The model's own answers, as far as they are given."""
+        return self.more if self.response is None else (self.response, *self.more)
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,24 +74,45 @@ class Chunk:
 
 @dataclass(frozen=True, slots=True)
 class Columns:
-    """Which columns mean what."""
+    """Which columns mean what. `more` are further answers of the model's own. Answers of other models stand
+    in one column, `answers`, or in `answer_columns` with their `rating_columns`."""
 
     prompt: str = "prompt"
     response: str | None = None
     id: str | None = None
+    more: tuple[str, ...] = ()
+    answers: str | None = None
+    answer_columns: tuple[str, ...] = ()
+    rating_columns: tuple[str, ...] = ()
 
     @property
     def named(self) -> set[str]:
+        """Those that have a place of their own in the pair table; all others come along in `extra`."""
         return {name for name in (self.prompt, self.response, self.id) if name}
+
+    @property
+    def read(self) -> set[str]:
+        """Those that are looked into."""
+        others = {self.answers} if self.answers else set()
+        return self.named | others | {*self.more, *self.answer_columns, *self.rating_columns}
 
 
 @dataclass(frozen=True, slots=True)
 class Survey:
-    """What reading the whole input once tells: sizes, and the type of the other columns."""
+    """What reading the whole input once tells: the usable rows by the number of the model's own answers
+    that they hold, and the type of the other columns."""
 
     rows: int
-    without_response: int
+    own: Mapping[int, int]
     extra: pa.StructType | None
+
+    def rows_lacking(self, wanted: int) -> int:
+        """The rows that hold fewer than `wanted` answers of the model's own."""
+        return sum(rows for held, rows in self.own.items() if held < wanted)
+
+    def lacking(self, wanted: int) -> int:
+        """The answers that are missing for each row to have `wanted`."""
+        return sum(rows * max(0, wanted - held) for held, rows in self.own.items())
 
 
 @dataclass(slots=True)
@@ -102,17 +132,19 @@ class Input:
 
     def survey(self) -> Survey:
         """Reads the selected rows once and says what they hold."""
-        rows = missing = 0
+        rows = 0
+        own: Counter[int] = Counter()
         types = LooseTypes(self.columns.named)
         for source in self._selected():
             rows += 1
             if isinstance(source.record, dict):
-                missing += self._needs_answer(source.record)
+                if (held := self._own_answers(source.record)) is not None:
+                    own[held] += 1
                 if source.batch is None:
                     types.see(source.record)
         schemas = [schema for path in self.paths if (schema := files.columns_of(path)) is not None]
         extra = struct_type(schemas, types.schema(), self.columns.named)
-        return Survey(rows, missing, extra)
+        return Survey(rows, own, extra)
 
     def chunks(self, extra: pa.StructType | None = None) -> Iterator[Chunk]:
         """The selected rows in order. With `extra`, the other columns come along as that type."""
@@ -154,17 +186,19 @@ class Input:
                     number += 1
                     continue
                 # Only these become Python objects; the others pass through as Arrow, of any type.
-                named = item.select([name for name in item.schema.names if name in self.columns.named])
+                named = item.select([name for name in item.schema.names if name in self.columns.read])
                 for index, record in enumerate(files.as_rows(named)):
                     yield _Source(f"{path}, row {number}", record, item, index)
                     number += 1
 
-    def _needs_answer(self, record: files.Row) -> bool:
+    def _own_answers(self, record: files.Row) -> int | None:
+        """How many answers of the model's own a row holds; None where it cannot be used."""
         try:
             _messages(record, self.columns.prompt)
-            return _response(record, self.columns.response) is None
+            given = _response(record, self.columns.response) is not None
+            return given + len(_more(record, self.columns))
         except _BadCell:
-            return False
+            return None
 
     def _row(self, number: int, source: _Source, repeats: _Repeats) -> InputRow | UnusableRow:
         record, where = source.record, source.where
@@ -182,10 +216,15 @@ class Input:
                 if self.columns.id is None
                 else _own_id(record, self.columns.id)
             )
+            more = _more(record, self.columns)
             _check_sizes(messages, response, self.columns)
         except _BadCell as bad:
             return UnusableRow(number, row_id, shown, f"{where}, column {bad.column!r}: {bad.reason}")
-        return InputRow(number, row_id, messages, response, content, repeat)
+        try:
+            answers, fault = _answers(record, self.columns), None
+        except BadAnswers as bad:  # only who wants them misses them
+            answers, fault = (), f"{where}, column {bad.column!r}: {bad.reason}"
+        return InputRow(number, row_id, messages, response, content, repeat, more, answers, fault)
 
 
 @dataclass(slots=True)
@@ -307,6 +346,19 @@ def _response(record: files.Row, column: str | None) -> str | None:
     return _text(cell, column)
 
 
+def _more(record: files.Row, columns: Columns) -> tuple[str, ...]:
+    found = (_response(record, name) for name in columns.more)
+    return tuple(answer for answer in found if answer is not None)
+
+
+def _answers(record: files.Row, columns: Columns) -> tuple[Answer, ...]:
+    if columns.answers:
+        return from_list(record.get(columns.answers), columns.answers)
+    if columns.answer_columns:
+        return from_columns(record, columns.answer_columns, columns.rating_columns)
+    return ()
+
+
 def _is_missing(cell: object) -> bool:
     # CSV knows no null, so an empty answer means that there is none.
     return cell is None or (isinstance(cell, str) and not cell.strip())
@@ -386,28 +438,33 @@ class _Repeats:
 def _resolve(paths: list[Path], columns: Columns) -> Columns:
     """Settles the columns against the files. Raises ClairError for one that is missing or of a wrong
     type; the response column is optional unless it was named."""
-    needed = {
-        "--prompt-column": columns.prompt,
-        "--id-column": columns.id,
-        "--response-column": columns.response,
+    flags = {
+        "--prompt-column": (columns.prompt,),
+        "--id-column": (columns.id,),
+        "--response-column": (columns.response,),
+        "--more-response-columns": columns.more,
+        "--answers-column": (columns.answers,),
+        "--answer-columns": columns.answer_columns,
+        "--rating-columns": columns.rating_columns,
     }
-    settled = Columns(columns.prompt, columns.response or "response", columns.id)
+    needed = [(flag, name) for flag, names in flags.items() for name in names if name]
+    settled = replace(columns, response=columns.response or "response")
     for path in paths:
         schema = files.columns_of(path)
         if schema is not None:
-            for name in needed.values():
-                if name and schema.names.count(name) > 1:
+            for _, name in needed:
+                if schema.names.count(name) > 1:
                     raise ClairError(f"{path}: column {name!r} stands there more than once")
-        missing, names = _missing_columns(path, schema, {name for name in needed.values() if name})
-        for flag, name in needed.items():
+        missing, names = _missing_columns(path, schema, {name for _, name in needed})
+        for flag, name in needed:
             if name in missing:
                 raise ClairError(
                     f"{path}: no column {name!r}; it has {', '.join(names) or 'none'}. "
                     f"Name another with {flag}."
                 )
-        for name in (settled.prompt, settled.response):
-            if name and schema is not None and name in schema.names:
-                _check_type(path, schema, name)
+        for column in (settled.prompt, settled.response, *settled.more):
+            if column and schema is not None and column in schema.names:
+                _check_type(path, schema, column)
     return settled
 
 

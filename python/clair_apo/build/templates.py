@@ -1,5 +1,7 @@
 """Revision templates: how a reviser is asked, and how its reply is meant to be read.
 
+Those of judges are in `judge_templates`, and share how their files are read.
+
 A template is a text file with `{prompt}` and `{response}` where the question and the answer go; every
 other brace stands for itself. Lines between two `---` at the top may set `reply`, the markers, `system`
 and `description`. The ones that come along are versioned: a change of wording is a new version.
@@ -9,20 +11,20 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib import resources
 from pathlib import Path
+from typing import Protocol, TypeVar
 
 import yaml
 
 from clair_apo.errors import ClairError, UsageError
 from clair_apo.llm.chat import Message
 
-MARKED, ANSWER = "marked", "answer"
+MARKED, ANSWER, EDITS = "marked", "answer", "edits"
 _FIELDS = ("description", "reply", "answer_marker", "reasoning_marker", "system", "source")
-_PLACES = re.compile(r"\{(prompt|response)\}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +32,7 @@ class Template:
     """One way to ask for a revision.
 
     `reply` says what comes back: `marked`, with the answer behind a line that names `answer_marker`,
-    or `answer`, where the whole reply is the revision.
+    `answer`, where the whole reply is the revision, or `edits`, search-and-replace edits of the answer.
     """
 
     name: str
@@ -56,9 +58,7 @@ class Template:
 
     def ask(self, prompt: Sequence[Message], response: str) -> list[Message]:
         """The messages that ask for a revision of `response`, the answer to `prompt`."""
-        values = {"prompt": as_text(prompt), "response": response}
-        # One pass, so that a placeholder inside the answer is not filled in turn.
-        text = _PLACES.sub(lambda place: values[place[1]], self.text)
+        text = fill(self.text, {"prompt": as_text(prompt), "response": response})
         system = [{"role": "system", "content": self.system}] if self.system else []
         return [*system, {"role": "user", "content": text}]
 
@@ -101,12 +101,7 @@ def as_text(prompt: Sequence[Message]) -> str:
 @cache
 def built_in() -> dict[str, Template]:
     """The templates that come with the package, by name and version."""
-    folder = resources.files("clair_apo.build") / "templates"
-    found = {}
-    for item in sorted(folder.iterdir(), key=lambda item: item.name):
-        name = item.name.removesuffix(".txt")
-        found[name] = _parse(name, item.read_text("utf-8"))
-    return found
+    return {name: _parse(name, content) for name, content in packaged("templates").items()}
 
 
 def load(name: str) -> Template:
@@ -114,7 +109,34 @@ def load(name: str) -> Template:
 
     Raises UsageError for an unknown name and ClairError for a file that is no template.
     """
-    known = built_in()
+    return find(name, built_in(), _parse, "--template")
+
+
+class Named(Protocol):
+    @property
+    def name(self) -> str: ...
+
+
+AnyTemplate = TypeVar("AnyTemplate", bound=Named)
+
+
+def packaged(folder: str) -> dict[str, str]:
+    """The files of a folder of templates that come with the package, by name and version."""
+    where = resources.files("clair_apo.build")
+    for part in folder.split("/"):
+        where = where / part
+    files = sorted((item for item in where.iterdir() if item.is_file()), key=lambda item: item.name)
+    return {item.name.removesuffix(".txt"): item.read_text("utf-8") for item in files}
+
+
+def find(
+    name: str, known: Mapping[str, AnyTemplate], parse: Callable[[str, str], AnyTemplate], flag: str
+) -> AnyTemplate:
+    """One of `known` by its name, with or without a version (then the newest), or what `parse` makes of a
+    file's name and content.
+
+    Raises UsageError for an unknown name and ClairError for a file that cannot be read.
+    """
     if name in known:
         return known[name]
     versions = [key for key in known if key.partition("@")[0] == name]
@@ -123,16 +145,17 @@ def load(name: str) -> Template:
     path = Path(name)
     if not path.is_file():
         raise UsageError(
-            f"--template {name}: no such template, and no such file. Known are "
+            f"{flag} {name}: no such template, and no such file. Known are "
             f"{', '.join(known)} (`clair-apo templates` shows them)."
         )
     try:
-        return _parse(str(path), path.read_text("utf-8"))
+        return parse(str(path), path.read_text("utf-8"))
     except (OSError, UnicodeDecodeError) as error:
         raise ClairError(f"{path}: cannot be read: {error}") from error
 
 
-def _parse(name: str, content: str) -> Template:
+def read_head(name: str, content: str, fields: Sequence[str]) -> tuple[dict[str, str], str]:
+    """The settings at the top of a template (`fields` are known), and its text. Raises ClairError."""
     content = content.removesuffix("\n")  # the one that ends the file
     head: dict[str, str] = {}
     text = content
@@ -147,8 +170,20 @@ def _parse(name: str, content: str) -> Template:
     if not isinstance(head, dict) or not all(isinstance(value, str) for value in head.values()):
         raise ClairError(f"{name}: the lines between --- must be `name: text`")
     for key in head:
-        if key not in _FIELDS:
-            raise ClairError(f"{name}: unknown setting {key!r}; known are {', '.join(_FIELDS)}")
+        if key not in fields:
+            raise ClairError(f"{name}: unknown setting {key!r}; known are {', '.join(fields)}")
+    return head, text
+
+
+def fill(text: str, values: Mapping[str, str]) -> str:
+    """`text` with `{name}` replaced by its value; in one pass, so that a placeholder inside a value is not
+    filled in turn, and every other brace stands for itself."""
+    names = "|".join(values)
+    return re.sub(rf"\{{({names})\}}", lambda place: values[place[1]], text)
+
+
+def _parse(name: str, content: str) -> Template:
+    head, text = read_head(name, content, _FIELDS)
     missing = [place for place in ("prompt", "response") if "{" + place + "}" not in text]
     if missing:
         raise ClairError(
@@ -157,6 +192,6 @@ def _parse(name: str, content: str) -> Template:
         )
     template = Template(name, text, **head)
     reply = head.get("reply") or (MARKED if template.answer_marker in text else ANSWER)
-    if reply not in (MARKED, ANSWER):
-        raise ClairError(f"{name}: reply is {reply!r}; it must be {MARKED} or {ANSWER}")
+    if reply not in (MARKED, ANSWER, EDITS):
+        raise ClairError(f"{name}: reply is {reply!r}; it must be {MARKED} or {ANSWER} or {EDITS}")
     return Template(name, text, **{**head, "reply": reply})

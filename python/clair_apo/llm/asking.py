@@ -30,6 +30,8 @@ from clair_apo.llm.prices import Price
 from clair_apo.llm.spending import Reserved, Spending, cost_of_call
 from clair_apo.llm.wire import CAPS
 
+# For backends that draw their own random numbers: rows that repeat and draws of a row are all to differ.
+DRAWS_APART = 101
 # How many first replies are looked at closely for a prompt that was cut.
 LOOKED_AT = 50
 
@@ -58,6 +60,7 @@ class Question:
     repeat: int
     used: list[tuple[bytes, int]] = field(default_factory=list)
     made: int = 0  # calls of this start, the others were on file
+    reused: set[tuple[bytes, int]] = field(default_factory=set)  # calls of earlier starts
     tokens_in: int | None = None
     tokens_out: int | None = None
     cost: float | None = 0.0
@@ -89,7 +92,6 @@ class Asker:
     backends: Mapping[str, Backend] = field(default_factory=dict)
     spending: Spending | None = None
     watcher: Watcher | None = None
-    from_ledger: int = 0
     halted: bool = False
     _looked_at: int = 0
 
@@ -99,29 +101,32 @@ class Asker:
         for backend in set(self.backends.values()):
             backend.halt()
 
-    async def ask(self, question: Question, stage: str, role: str, messages: Sequence[Message]) -> Reply:
-        """The reply of `role`. A reply that was cut off is asked for once more, with twice the room.
+    async def ask(
+        self, question: Question, stage: str, role: str, messages: Sequence[Message], draw: int = 0
+    ) -> Reply:
+        """The reply of `role`. A reply that was cut off is asked for once more, with twice the room. `draw`
+        tells equal requests of one row apart, each of which is to be answered.
 
         Raises CallFailed where there is none to use, Halted after `halt`.
         """
         party = self.parties[role]
         request = Request(party.name, messages, party.params)
         try:
-            return await self._reply(question, stage, role, request)
+            return await self._reply(question, stage, role, request, draw)
         except CallFailed as failure:
             larger = _with_more_room(request, failure) if party.endpoint else None
             if larger is None:
                 raise
             first = failure
         try:
-            return await self._reply(question, stage, role, larger)
+            return await self._reply(question, stage, role, larger, draw)
         except CallFailed as second:
             if second.kind in WAY_FAILED or second.kind == "truncated":
                 raise
             raise first from None  # the server allows no more than it gave
 
-    async def _reply(self, question: Question, stage: str, role: str, request: Request) -> Reply:
-        key = request.key(stage, question.content)
+    async def _reply(self, question: Question, stage: str, role: str, request: Request, draw: int) -> Reply:
+        key = request.key(drawn(stage, draw), question.content)
         question.used.append((key, question.repeat))
         record = self.ledger.get(key, question.repeat)
         body: object = None
@@ -129,9 +134,10 @@ class Asker:
             if record is None:
                 raise RuntimeError("the ledger has no call for this row")
         elif self._stands(record):
-            self.from_ledger += 1
+            if record is not None and record.start < self.ledger.start:
+                question.reused.add((key, question.repeat))
         else:
-            record, body = await self._make(key, question, stage, role, request)
+            record, body = await self._make(key, question, stage, role, request, draw)
         assert record is not None
         question.add(record, self.parties[role].price)
         if record.kind is not None:
@@ -154,7 +160,7 @@ class Asker:
         return record is not None and (record.start == self.ledger.start or record.kind not in WAY_FAILED)
 
     async def _make(
-        self, key: bytes, question: Question, stage: str, role: str, request: Request
+        self, key: bytes, question: Question, stage: str, role: str, request: Request, draw: int
     ) -> tuple[Record, object]:
         if self.halted:
             raise Halted
@@ -168,7 +174,7 @@ class Asker:
         outcome: Sent | CallFailed
         try:
             try:
-                outcome = await backend.send(request, question.repeat)
+                outcome = await backend.send(request, question.repeat + DRAWS_APART * draw)
             except CallFailed as failure:
                 outcome = failure
             seconds = time.monotonic() - begun
@@ -238,6 +244,11 @@ class Asker:
             self._looked_at = LOOKED_AT
             ours = tokens.count_requests([request.messages], record.model)[0]
             self.watcher.prompt_cut(role, ours, record.tokens_in or 0)
+
+
+def drawn(stage: str, draw: int) -> str:
+    """The stage as it stands in a content key: the first draw is as if there were no others."""
+    return stage if not draw else f"{stage} {draw + 1}"
 
 
 def output_cap(params: Mapping[str, Any]) -> int | None:

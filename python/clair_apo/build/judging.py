@@ -1,0 +1,155 @@
+"""Asking judges about answers: in both orders, until a verdict can be read, and by majority.
+
+In the pairwise form a judge sees two answers twice, each of them first once; it finds one better only where
+it says so both times. In the absolute form it scores each answer alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import combinations
+from typing import TYPE_CHECKING
+
+from clair_apo.build.draft import DISAGREEMENT, TIE, Answer, Comparison, Draft, Judgement, Verdict
+from clair_apo.build.judge_templates import PAIRWISE, JudgeTemplate, read_verdict
+from clair_apo.build.parser import Unparsable
+from clair_apo.build.roles import JUDGING
+from clair_apo.build.templates import as_text
+from clair_apo.build.thinking import is_refusal, strip_thinking
+from clair_apo.llm.chat import CallFailed
+
+if TYPE_CHECKING:
+    from clair_apo.build.talk import Talk
+
+# What one of several judges may fail with and the others still decide: there is a reply, and no verdict.
+ABSTAINS = frozenset({"unparsable", "refusal", "empty", "truncated", "content_filter", "context_length"})
+
+
+async def compare(talk: Talk, one: Answer, other: Answer) -> Judgement:
+    """What the judges find of two answers. One of several whose reply cannot be used abstains.
+
+    Raises CallFailed where a call did not come home, or no judge gave a verdict.
+    """
+    template, judges = talk.recipe.judge_template, talk.recipe.judges
+    assert template is not None
+    verdicts: list[Verdict] = []
+    votes: list[int | str | None] = []
+    failure: CallFailed | None = None
+    for judge in judges:
+        try:
+            found = await (_both_orders if template.form == PAIRWISE else _scores)(
+                talk, judge, template, (one, other)
+            )
+        except CallFailed as failed:
+            if len(judges) == 1 or failed.kind not in ABSTAINS:
+                raise
+            failure = failed
+            votes.append(None)
+            continue
+        verdicts += found
+        votes.append(_vote(found))
+    if not verdicts:
+        assert failure is not None
+        raise failure
+    winner, undecided = _majority(votes)
+    judgement = Judgement(tuple(verdicts), winner, undecided, votes.count(None))
+    talk.comparisons.append(Comparison((one, other), judgement))
+    return judgement
+
+
+async def best_and_worst(talk: Talk, answers: Sequence[Answer]) -> Draft:
+    """Each answer is compared with each other. Of the pairs with a winner, the one whose two answers lie
+    furthest apart in comparisons won minus lost is taken (of several the first). Without such a pair the
+    draft is undecided; where all answers are the same it is unchanged."""
+    distinct: list[Answer] = []
+    for answer in answers:
+        if not any(answer.same_as(other) for other in distinct):
+            distinct.append(answer)
+    if len(distinct) < 2:
+        return Draft(answers[0], answers[1])
+    balance = dict.fromkeys(range(len(distinct)), 0)
+    decided: list[tuple[int, int, Judgement]] = []
+    undecided: list[Judgement] = []
+    for first, second in combinations(range(len(distinct)), 2):
+        judgement = await compare(talk, distinct[first], distinct[second])
+        if judgement.winner is None:
+            undecided.append(judgement)
+            continue
+        if judgement.winner == 0:
+            decided.append((first, second, judgement))
+        else:
+            decided.append((second, first, judgement.turned()))
+        balance[decided[-1][0]] += 1
+        balance[decided[-1][1]] -= 1
+    if not decided:
+        why = TIE if all(each.undecided == TIE for each in undecided) else DISAGREEMENT
+        return Draft(distinct[0], distinct[1], undecided[0], undecided=why)
+    best, worst, judgement = max(decided, key=lambda pair: balance[pair[0]] - balance[pair[1]])
+    return Draft(distinct[best], distinct[worst], judgement)
+
+
+async def _both_orders(
+    talk: Talk, judge: str, template: JudgeTemplate, answers: tuple[Answer, Answer]
+) -> list[Verdict]:
+    found = []
+    for first in (0, 1):
+        mark, words = await _verdict(talk, judge, template, (answers[first].text, answers[1 - first].text))
+        winner = {"A": first, "B": 1 - first, "C": None}[mark]
+        found.append(Verdict(talk.recipe.names[judge], template.name, first, winner, None, words))
+    return found
+
+
+async def _scores(
+    talk: Talk, judge: str, template: JudgeTemplate, answers: tuple[Answer, Answer]
+) -> list[Verdict]:
+    found = []
+    for number, answer in enumerate(answers):
+        if (judge, answer.text) not in talk.scores:
+            talk.scores[judge, answer.text] = await _verdict(talk, judge, template, (answer.text,))
+        mark, words = talk.scores[judge, answer.text]
+        found.append(Verdict(talk.recipe.names[judge], template.name, number, None, int(mark), words))
+    return found
+
+
+async def _verdict(
+    talk: Talk, judge: str, template: JudgeTemplate, answers: tuple[str, ...]
+) -> tuple[str, str]:
+    """The mark and the words of a judge, after at most one stricter request."""
+    asked = template.ask(talk.row.messages, *answers)
+    known = "\n".join([as_text(talk.row.messages), *answers])
+    reply = await talk.ask(JUDGING, judge, asked, about=answers)
+    try:
+        return read_verdict(reply.text, template.form, known)
+    except Unparsable:
+        if is_refusal(strip_thinking(reply.text, known).strip()):
+            raise CallFailed("refusal", "the judge refused to judge", status=200, raw=reply.raw) from None
+    again = await talk.ask(JUDGING, judge, template.ask_again(asked, reply.text), about=answers, again=True)
+    try:
+        mark, _ = read_verdict(again.text, template.form, known)
+    except Unparsable as error:
+        raise CallFailed(
+            "unparsable",
+            f"no verdict can be told from the judge's reply, asked twice: {error}",
+            status=200,
+            tries=2,
+            raw=again.raw,
+        ) from None
+    return mark, f"{strip_thinking(reply.text, known).strip()}\n{again.text.strip()}"
+
+
+def _vote(verdicts: Sequence[Verdict]) -> int | str:
+    """What one judge finds: the better answer, TIE, or DISAGREEMENT between the two orders."""
+    one, other = verdicts
+    if one.score is not None and other.score is not None:
+        return TIE if one.score == other.score else int(other.score > one.score)
+    if one.winner != other.winner:
+        return DISAGREEMENT
+    return TIE if one.winner is None else one.winner
+
+
+def _majority(votes: Sequence[int | str | None]) -> tuple[int | None, str | None]:
+    """The answer that more than half of all judges find better, or why there is none."""
+    for answer in (0, 1):
+        if votes.count(answer) * 2 > len(votes):
+            return answer, None
+    return None, TIE if all(vote == TIE for vote in votes) else DISAGREEMENT
