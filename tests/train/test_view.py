@@ -12,9 +12,10 @@ import pytest
 import runs
 from rich.cells import cell_len
 
+from clair_apo.terminal import duration
 from clair_apo.train import view
 from clair_apo.train.outcome import CHOSEN, REJECTED
-from clair_apo.train.view import View, _compact, _Curve, _Spark, duration
+from clair_apo.train.view import View, _compact, _Curve, _Spark
 
 ESCAPE = "\x1b"
 

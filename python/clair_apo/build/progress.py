@@ -16,7 +16,7 @@ from clair_apo.llm.asking import Party
 from clair_apo.llm.chat import Backend
 from clair_apo.llm.ledger import Record
 from clair_apo.llm.spending import cost_of_call
-from clair_apo.terminal import colour_allowed, safe, width
+from clair_apo.terminal import colour_allowed, duration, safe, width
 
 BAR_WIDTH = 20
 # Long enough that the rate does not jump, short enough that it shows a stall.
@@ -189,16 +189,6 @@ class Progress:
 def usd(amount: float) -> str:
     """An amount as people write it, with more places where it is small."""
     return f"${amount:,.2f}" if amount >= 1 or amount == 0 else f"${amount:.4f}"
-
-
-def duration(seconds: float) -> str:
-    """Seconds as people say them."""
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60:02} s"
-    return f"{whole // 3600} h {whole % 3600 // 60:02} min"
 
 
 def _short(number: int) -> str:

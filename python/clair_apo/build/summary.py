@@ -6,11 +6,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from clair_apo.build.options import BuildOptions, Tables
-from clair_apo.build.progress import duration, usd
+from clair_apo.build.progress import usd
 from clair_apo.build.results import Counts
 from clair_apo.build.roles import judges
 from clair_apo.llm.chat import WAY_FAILED
 from clair_apo.llm.ledger import Spent
+from clair_apo.terminal import duration
 
 ADVICE = {
     "input": "mend the rows in the input; the message names file, row and column",

@@ -19,7 +19,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from clair_apo.terminal import colour_allowed, console, one_line, width
+from clair_apo.terminal import colour_allowed, console, duration, one_line, width
 from clair_apo.train.objectives import WEIGHTED
 from clair_apo.train.outcome import (
     CHOSEN,
@@ -461,18 +461,6 @@ def _compact(value: float) -> str:
         if value >= 10 * size:
             return f"{value / size:,.3g}{name}" if value < 1000 * size else f"{value / size:,.0f}{name}"
     return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
-
-
-def duration(seconds: float) -> str:
-    """Seconds as people say them."""
-    if seconds < 9.95:
-        return f"{seconds:.1f} s"
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60:02} s"
-    return f"{whole // 3600} h {whole % 3600 // 60:02} min"
 
 
 def _rough(seconds: float) -> str:
