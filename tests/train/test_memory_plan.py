@@ -374,6 +374,16 @@ def test_command_that_does_not_fit(folder: Path, capsys: pytest.CaptureFixture[s
     assert "Traceback" not in out.err
 
 
+@pytest.mark.parametrize("given", ["81559", "1e300"])
+def test_memory_in_other_units_is_refused(
+    folder: Path, capsys: pytest.CaptureFixture[str], given: str
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["train", "--model", str(folder), "--plan", "--plan-memory", given])
+    assert ended.value.code == 2
+    assert f"{given} GiB is more than any GPU has" in capsys.readouterr().err
+
+
 def test_one_process_has_nothing_to_share_with(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["train", "--model", str(folder), "--plan", "--sharding", "fsdp"]) == 2
     assert "--plan N" in capsys.readouterr().err
