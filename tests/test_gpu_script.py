@@ -49,3 +49,18 @@ def test_a_part_that_fails_leaves_the_others(tmp_path: Path) -> None:
     assert [check["state"] for check in found["attention"]["checks"]] == ["missing"]
     (page,) = tmp_path.glob("gpu-*.md")
     assert "## Failed: 1" in page.read_text()
+
+
+def test_a_part_that_is_killed_leaves_what_it_had_found(tmp_path: Path) -> None:
+    code = """
+import os, signal
+from common import part
+with part("slow") as found:
+    found.figure("time", "ours", 1.5, "ms")
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+    environment = {**os.environ, "DEVICE": "cpu", "OUT": str(tmp_path), "PYTHONPATH": str(SCRIPT.parent)}
+    subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True)
+    found = json.loads((tmp_path / "slow.json").read_text())
+    assert [figure["value"] for figure in found["figures"]] == [1.5]
+    assert [check["detail"] for check in found["checks"]] == ["ended before it was done"]

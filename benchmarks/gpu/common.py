@@ -1,8 +1,9 @@
 """What the parts have in common: the device, how long to take, timing, and what a part writes.
 
 A part is a file with a `main`. It notes checks (passed, failed, missing) and figures, and writes them as
-JSON even if it breaks off, so that one failure leaves the rest. `DEVICE=cpu SMALL=1` runs every part at
-small shapes, kernels in Triton's interpreter: that shows that the script works and says nothing of speed.
+JSON as they come, so that one failure, or the end of its time, leaves the rest. `DEVICE=cpu SMALL=1` runs
+every part at small shapes, kernels in Triton's interpreter: that shows that the script works and says
+nothing of speed.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+BEGAN = time.monotonic()
 GIB = 1 << 30
 DEVICE = os.environ.get("DEVICE", "cuda")
 SMALL = os.environ.get("SMALL", "0") == "1"
@@ -60,7 +62,18 @@ class Part:
     name: str
     checks: list[Check] = field(default_factory=list)
     figures: list[Figure] = field(default_factory=list)
-    seconds: float = 0.0
+
+    def write(self, *, ended: bool) -> None:
+        """To $OUT/NAME.json. What has not ended says so: it may be killed at any time."""
+        found = {**asdict(self), "seconds": time.monotonic() - BEGAN}
+        if not ended:
+            found["checks"].append(asdict(Check(self.name, "failed", "ended before it was done")))
+        folder = Path(os.environ.get("OUT", "."))
+        folder.mkdir(parents=True, exist_ok=True)
+        path = folder / f"{self.name}.json"
+        temporary = path.with_suffix(".tmp")
+        temporary.write_text(json.dumps({**found, **where()}, indent=1))
+        temporary.replace(path)
 
     def check(self, name: str, run: Callable[[], object]) -> None:
         """Runs one check; it passes if nothing is raised, and what it returns is shown."""
@@ -79,6 +92,7 @@ class Part:
     ) -> None:
         self.figures.append(Figure(name, who, value, unit, goal))
         print(f"  {name:44} {who:24} {value:12,.3f} {unit}", flush=True)
+        self.write(ended=False)
 
     def peer(self, name: str, who: str, run: Callable[[], None]) -> None:
         """Runs a measurement that notes its own figures; what it lacks, or how it fails, is noted."""
@@ -94,6 +108,7 @@ class Part:
     def _note(self, name: str, state: str, detail: str) -> None:
         self.checks.append(Check(name, state, detail))
         print(f"  {state:8} {name}{': ' + detail if detail else ''}", flush=True)
+        self.write(ended=False)
 
 
 class Missing(Exception):
@@ -105,7 +120,6 @@ def part(name: str) -> Iterator[Part]:
     """Writes what was found to $OUT/NAME.json, whatever happens within. Exits with 1 if something
     failed."""
     found = Part(name)
-    began = time.monotonic()
     try:
         if DEVICE == "cuda":
             import torch
@@ -118,10 +132,7 @@ def part(name: str) -> Iterator[Part]:
     except Exception as error:
         traceback.print_exc()
         found._note(name, "failed", f"{type(error).__name__}: {error}"[:400])
-    found.seconds = time.monotonic() - began
-    folder = Path(os.environ.get("OUT", "."))
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / f"{name}.json").write_text(json.dumps({**asdict(found), **where()}, indent=1))
+    found.write(ended=True)
     sys.exit(any(check.state == "failed" for check in found.checks))
 
 

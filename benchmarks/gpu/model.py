@@ -27,7 +27,7 @@ from inputs import embedded, pairs_file, shape_of_8b
 
 STEPS, BATCH = (2, 4) if SMALL else (3, 16) if QUICK else (6, 64)
 SIZES = ("8B",) if SMALL else ("8B", "1B")
-SECONDS = 120 if QUICK else 400  # of one run
+SECONDS = 180 if QUICK else 400  # of one run
 
 
 def main() -> None:

@@ -115,6 +115,8 @@ def resumed(run: Runs) -> str:
         killed.send_signal(signal.SIGKILL)
         killed.wait()
     reached = len(metrics(run.folder / "killed"))
+    # One that failed by itself, or was faster than the kill, would end with the same bits too.
+    assert 2 <= reached < STEPS, f"it was to be killed after step 2, and had logged {reached} of {STEPS}"
     subprocess.run(
         [*run.command("killed", *flags), "--resume"],
         env=run.environment("killed"),

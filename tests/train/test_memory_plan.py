@@ -15,6 +15,7 @@ import torch
 from tiny_models import FAMILIES, Pair, random_pair, tiny_model
 from torch.distributed._tools.mem_tracker import MemTracker
 from transformers import (
+    GptOssConfig,
     LlamaConfig,
     MixtralConfig,
 )
@@ -255,6 +256,26 @@ def test_the_longest_pair_decides_where_it_is_longer() -> None:
     assert found.choice.tokens == 6000
 
 
+def test_tokens_that_are_given_stay_where_a_pair_is_longer() -> None:
+    given, whole = (
+        plan(LLAMA_8B, 200.0, longest=6000, tokens_per_microbatch=tokens).choice for tokens in (1000, 6000)
+    )
+    assert given is not None
+    assert whole is not None
+    assert (given.tokens, whole.tokens) == (1000, 6000)
+    assert given.moment == whole.moment  # the pair has to fit
+
+
+def test_prefixes_are_shared_where_no_sequence_outgrows_the_window() -> None:
+    """However long a pair of two answers is."""
+    window = small("Mistral")
+    window.sliding_window = 80
+    room, shared = Room(CUDA, GIB, "given"), plan(small("Mistral"), longest=120)
+    short = plan_memory(options(), window, 120, room, Spread(), sequence=70)
+    long = plan_memory(options(), window, 120, room, Spread(), sequence=90)
+    assert short.peak == shared.peak != long.peak
+
+
 @pytest.mark.parametrize("spread", [Spread(), Spread(8, sharded=False), Spread(2, sharded=True)])
 def test_what_does_not_fit_says_what_would(spread: Spread) -> None:
     found = plan(LLAMA_8B, 24.0, spread=spread)
@@ -276,6 +297,13 @@ def test_shards_hold_a_part_and_gather_layers() -> None:
     assert eight.standing.gathered == 4 * around + 2 * (4 + 4) * layer
 
 
+def test_a_live_reference_keeps_what_it_gathered() -> None:
+    spread = Spread(2, sharded=True)
+    cached, live = (plan(small("Llama"), spread=spread, reference=how) for how in ("cached", "live"))
+    assert live.standing.reference == live.standing.weights
+    assert live.standing.gathered == cached.standing.gathered + cached.parameters.outside_weights
+
+
 def test_adapters_leave_the_rest_without_state() -> None:
     found = plan(LLAMA_8B, 24.0, lora_rank=16)
     assert found.choice is not None
@@ -288,6 +316,15 @@ def test_experts() -> None:
     found = plan(MixtralConfig(**sizes, num_key_value_heads=2, vocab_size=500))
     assert found.choice is not None
     assert "mlp" in {part.part for part in found.parts}
+
+
+def test_layers_that_are_left_as_they_are_say_nothing(caplog: pytest.LogCaptureFixture) -> None:
+    """The angles of GPT-OSS are half as many as its heads are wide."""
+    sizes = {"hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
+    few = {"num_key_value_heads": 2, "head_dim": 16, "vocab_size": 500, "num_local_experts": 4}
+    found = plan(GptOssConfig(**sizes, **few))
+    assert found.choice is not None
+    assert not caplog.records
 
 
 def test_what_hangs_on_contents_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -338,6 +375,16 @@ def test_command_that_does_not_fit(folder: Path, capsys: pytest.CaptureFixture[s
     assert "at the peak" in out.out
     assert "does not fit" in out.err
     assert "Traceback" not in out.err
+
+
+@pytest.mark.parametrize("given", ["81559", "1e300"])
+def test_memory_in_other_units_is_refused(
+    folder: Path, capsys: pytest.CaptureFixture[str], given: str
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["train", "--model", str(folder), "--plan", "--plan-memory", given])
+    assert ended.value.code == 2
+    assert f"{given} GiB is more than any GPU has" in capsys.readouterr().err
 
 
 def test_one_process_has_nothing_to_share_with(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -136,11 +136,16 @@ def test_how_a_step_is_run_does_not_change_it(run: Any, flags: dict[str, Any]) -
     assert_near(run("plain"), run("other", **flags), 2e-6)
 
 
-@pytest.mark.parametrize("sharding", ["ddp", "fsdp"])
-def test_two_processes_equal_one(run: Any, model: Path, pairs: Path, tmp_path: Path, sharding: str) -> None:
+@pytest.mark.parametrize(
+    ("sharding", "reference"), [("ddp", "cached"), ("fsdp", "cached"), ("ddp", "live"), ("fsdp", "live")]
+)
+def test_two_processes_equal_one(
+    run: Any, model: Path, pairs: Path, tmp_path: Path, sharding: str, reference: str
+) -> None:
     one = run("one", eval_pairs=str(pairs))
     two = tmp_path / "two"
     given = [*arguments(model, pairs, two), "--sharding", sharding, "--eval-pairs", str(pairs)]
+    given += ["--reference", reference]
     in_two_processes(given, tmp_path / "another cache")
     assert_near(one, two, 2e-6)
     for a, b in zip(metrics(one), metrics(two), strict=True):

@@ -17,7 +17,7 @@ def run_train(args: argparse.Namespace) -> int:
     # Their bars and remarks would stand between our lines.
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    warnings.filterwarnings("ignore", module=r"(torch|transformers|accelerate|peft)\.")
+    warnings.filterwarnings("ignore", module=r"(torch|transformers|accelerate|peft|triton)\.")
     try:
         if options.plan is not None:
             from clair_apo.train.memory.command import run_plan

@@ -121,6 +121,8 @@ def wrap(policy: Policy, options: TrainOptions, processes: Processes) -> nn.Modu
     if processes.count == 1:
         return policy
     if not sharded(options, processes):
+        if not any(parameter.requires_grad for parameter in policy.parameters()):
+            return policy  # a reference: DDP refuses what has no gradients to exchange
         ids = [processes.device.index] if processes.device.type == "cuda" else None
         return nn.parallel.DistributedDataParallel(policy, device_ids=ids, gradient_as_bucket_view=True)
     from torch.distributed.device_mesh import init_device_mesh

@@ -19,6 +19,9 @@ TRACKERS = ("tensorboard", "wandb", "trackio")
 
 NOT_RECORDED = ("json", "quiet", "plan", "plan_memory")
 
+# A number of MiB in place of GiB is above this.
+MOST_GIB = 10_000
+
 # AdamW on bare bf16 weights moves nearly none of them below this rate: a step is less than half the
 # distance to the next bf16 number (docs/training.md, "How weights are held").
 LOWEST_BF16_RATE = 1e-5
@@ -391,7 +394,7 @@ def _planned(group: argparse._ArgumentGroup) -> None:
     )
     group.add_argument(
         "--plan-memory",
-        type=above_zero,
+        type=_gib,
         metavar="GIB",
         help="what the run may take of a GPU (default: what is free; without a GPU 74, that of the 80 GB "
         "class)",
@@ -410,6 +413,13 @@ class _Plan(argparse.Action):
                 action.required = False
                 if getattr(namespace, action.dest) is None:
                     setattr(namespace, action.dest, "")
+
+
+def _gib(text: object) -> float:
+    number = above_zero(text)
+    if number >= MOST_GIB:
+        raise argparse.ArgumentTypeError(f"{text} GiB is more than any GPU has; 74 is one of 80 GB")
+    return number
 
 
 def _below_one(text: object) -> float:

@@ -27,7 +27,7 @@ from clair_apo.train.load import (
 )
 from clair_apo.train.loop import Data, Loop, Stopped
 from clair_apo.train.memory.account import Spread
-from clair_apo.train.memory.command import longest_packed
+from clair_apo.train.memory.command import longest_packed, longest_sequence
 from clair_apo.train.memory.model import read_config
 from clair_apo.train.memory.plan import MOST_TOKENS, find_room, plan_memory
 from clair_apo.train.metrics import MetricsFile, StepMetrics, mfu
@@ -97,7 +97,7 @@ class _Run:
         objective = Objective(ObjectiveOptions.of(options))
         found = self._tokens(options.pairs, tokenizer, objective)
         held_out = self._tokens(options.eval_pairs, tokenizer, objective) if options.eval_pairs else None
-        longest = max(_longest(f.pairs) for f in (found, held_out) if f is not None)
+        longest = max(longest_sequence(f.pairs) for f in (found, held_out) if f is not None)
         if self.cuda:
             self.options = options = self._with_budgets(found, held_out, longest, resumed)
 
@@ -206,7 +206,7 @@ class _Run:
         spread = Spread(self.processes.count, launch.sharded(options, self.processes))
         size = longest_packed(tables, options, config, longest)
         try:
-            plan = plan_memory(options, config, size, room, spread)
+            plan = plan_memory(options, config, size, room, spread, longest)
         except ClairError as error:
             most = options.tokens_per_microbatch or max(size, MOST_TOKENS["cuda"])
             self.view.say(f"{error}. --tokens-per-microbatch is {most}; lower it if memory is short")
@@ -216,7 +216,11 @@ class _Run:
         choice = plan.choice
         if choice is None:
             self.view.say(f"{plan.why()} It is tried all the same, with every layer run twice.")
-            return replace(options, tokens_per_microbatch=plan.longest, activation_budget=1)
+            return replace(
+                options,
+                tokens_per_microbatch=options.tokens_per_microbatch or plan.longest,
+                activation_budget=options.activation_budget or 1,
+            )
         self.view.say(plan.line())
         return replace(options, tokens_per_microbatch=choice.tokens, activation_budget=choice.budget)
 
@@ -437,12 +441,6 @@ def _before(options: TrainOptions) -> TrainOptions:
     except (OSError, ValueError, KeyError, TypeError):
         return options
     return replace(options, **{name: getattr(options, name) or value for name, value in had.items()})
-
-
-def _longest(pairs: TokenPairs) -> int:
-    """Tokens of the longest prompt with an answer."""
-    lengths = pairs.lengths()
-    return int((lengths[:, 0] + lengths[:, 1:].max(axis=1)).max())
 
 
 def _check_finite(record: dict[str, Any]) -> None:

@@ -97,6 +97,8 @@ def standing(
         gathered = parameters.outside_weights + parameters.outside_gradients
         gathered += 2 * (parameters.layer_weights + parameters.layer_gradients)
         gathered += 2 * _as_float32(parameters)
+        if live:  # of its own what stands around the layers stays too: no backward pass ends it
+            gathered += parameters.outside_weights
     repeated = spread.processes > 1 and not spread.sharded
     return Standing(
         weights=part(parameters.weights),
@@ -220,7 +222,8 @@ def choose(
 ) -> Choice | None:
     """The largest microbatch that fits into `room` bytes, of up to `most` tokens or the longest pair,
     whichever is more; then as few layers that run twice as fit. `tokens` and `budget` where they are
-    given. None if not even one pair fits."""
+    given; a pair of more than these tokens is a microbatch by itself, and has to fit. None if not even one
+    pair fits."""
     sizes = [max(tokens, longest)] if tokens else _sizes(max(most, longest), longest)
     for size in sizes:
         for kept in range(passes.count, -1, -1):
@@ -228,7 +231,7 @@ def choose(
                 continue
             moment = passes.at(size, kept)
             if moment.peak <= room:
-                return Choice(size, kept, budget or _budget(passes.count, size, kept), moment)
+                return Choice(tokens or size, kept, budget or _budget(passes.count, size, kept), moment)
     return None
 
 

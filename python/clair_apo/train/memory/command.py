@@ -48,30 +48,38 @@ def plan_of(options: TrainOptions) -> MemoryPlan:
     if processes == 1 and options.sharding != "auto":
         raise UsageError(f"--sharding {options.sharding} needs several processes: --plan N says how many")
     spread = Spread(processes, processes > 1 and launch.wants_shards(options))
-    return plan_memory(options, config, _longest(options, config), find_room(options.plan_memory), spread)
+    longest, sequence = _longest(options, config)
+    return plan_memory(options, config, longest, find_room(options.plan_memory), spread, sequence)
 
 
-def _longest(options: TrainOptions, config: Any) -> int:
-    """Tokens of the longest pair; without pairs, of the longest that could be: two whole answers behind a
-    prompt of one token."""
+def _longest(options: TrainOptions, config: Any) -> tuple[int, int]:
+    """Tokens of the longest pair, held-out ones among them, and of the longest prompt with an answer;
+    without pairs, of the longest that could be: two whole answers behind a prompt of one token."""
     if not options.pairs:
-        return 2 * options.max_length - 1
+        return 2 * options.max_length - 1, options.max_length
     unpaired = options.objective != "auto" and Objective(ObjectiveOptions.of(options)).unpaired
     tokenizer = load_tokenizer(options.model)
-    with View(quiet=options.quiet).bar("tokens") as advance:
-        found = tokenise(
-            options.pairs,
-            tokenizer,
-            max_length=options.max_length,
-            max_prompt_length=options.max_prompt_length,
-            unpaired=unpaired,
-            plain_text=options.plain_text,
-            on_progress=advance,
-        )
-    lengths = found.pairs.lengths()
-    return longest_packed(
-        [found.pairs], options, config, int((lengths[:, 0] + lengths[:, 1:].max(1)).max())
-    )
+    tables = []
+    for file in filter(None, (options.pairs, options.eval_pairs)):
+        with View(quiet=options.quiet).bar("tokens") as advance:
+            found = tokenise(
+                file,
+                tokenizer,
+                max_length=options.max_length,
+                max_prompt_length=options.max_prompt_length,
+                unpaired=unpaired,
+                plain_text=options.plain_text,
+                on_progress=advance,
+            )
+        tables.append(found.pairs)
+    sequence = max(longest_sequence(table) for table in tables)
+    return longest_packed(tables, options, config, sequence), sequence
+
+
+def longest_sequence(pairs: TokenPairs) -> int:
+    """Tokens of the longest prompt with an answer."""
+    lengths = pairs.lengths()
+    return int((lengths[:, 0] + lengths[:, 1:].max(1)).max())
 
 
 def longest_packed(tables: Sequence[TokenPairs], options: TrainOptions, config: Any, longest: int) -> int:

@@ -199,10 +199,18 @@ class MemoryPlan:
         }
 
 
-def plan_memory(options: TrainOptions, config: Any, longest: int, room: Room, spread: Spread) -> MemoryPlan:
+def plan_memory(
+    options: TrainOptions,
+    config: Any,
+    longest: int,
+    room: Room,
+    spread: Spread,
+    sequence: int | None = None,
+) -> MemoryPlan:
     """What a run of `options` takes of `room` on each of its processes.
 
-    `config`: the model's; `longest`: tokens that the longest pair takes. Raises: ClairError for a model
+    `config`: the model's; `longest`: tokens that the longest pair takes; `sequence`: those of the longest
+    prompt with one answer, on which sharing hangs (default: `longest`). Raises: ClairError for a model
     whose layers cannot be run over shapes alone.
     """
     held = Precision.of(options, room.device)
@@ -211,7 +219,13 @@ def plan_memory(options: TrainOptions, config: Any, longest: int, room: Room, sp
     try:
         with without_contents():
             policy = empty_policy(
-                config, options, held.dtype, held.autocast, longest, room.device, kernels=kernels
+                config,
+                options,
+                held.dtype,
+                held.autocast,
+                sequence or longest,
+                room.device,
+                kernels=kernels,
             )
             parameters = count(policy)
             low_bits, moments = optimiser_state(policy, options, held)

@@ -9,6 +9,7 @@ those that live.
 from __future__ import annotations
 
 import contextlib
+import logging
 import warnings
 import weakref
 from collections.abc import Iterator, Sequence
@@ -148,6 +149,7 @@ def without_contents() -> Iterator[None]:
         with (
             FakeTensorMode(allow_non_fake_inputs=True),
             _without_launches(),
+            _without_reports(),
             warnings.catch_warnings(),
         ):
             # The head asks where its tensors begin: at 0, which is aligned.
@@ -155,6 +157,19 @@ def without_contents() -> Iterator[None]:
             yield
     finally:
         attention.forget()  # masks without contents are of no use to others
+
+
+@contextlib.contextmanager
+def _without_reports() -> Iterator[None]:
+    """An operation whose shapes do not fit is reported with its whole stack, also where it was only tried:
+    a kernel in place of a module."""
+    log = logging.getLogger("torch._subclasses.fake_tensor")
+    before = log.disabled
+    log.disabled = True
+    try:
+        yield
+    finally:
+        log.disabled = before
 
 
 @contextlib.contextmanager
