@@ -58,7 +58,8 @@ def suffix(path: Path) -> str:
 
 
 def expand(spec: str | os.PathLike[str]) -> list[Path]:
-    """The files that `spec` names: a file, a folder of files, or a glob of them, in order of name.
+    """The files that `spec` names: a file, a folder of files, or a glob of them, in order of name. Failures
+    and dropped pairs, which stand beside a table of pairs, count only where nothing else fits.
 
     Raises ClairError where there are none, one of them is of a kind that is not read, or there is nothing
     in any of them: neither rows nor columns.
@@ -75,6 +76,7 @@ def expand(spec: str | os.PathLike[str]) -> list[Path]:
         found = sorted(Path(p) for p in glob.glob(str(spec), recursive=True) if Path(p).is_file())
         if not found:
             raise ClairError(f"{spec}: no such file")
+        found = [p for p in found if not _by_product(p)] or found
     else:
         found = [path]
     for p in found:
@@ -112,7 +114,8 @@ def _holds_nothing(path: Path) -> bool:
 
 
 def _by_product(path: Path) -> bool:
-    """Whether a file stands beside a table of pairs and is none: not meant where a folder is named."""
+    """Whether a file stands beside a table of pairs and is none: not meant where a folder or a pattern is
+    named."""
     return path.name.startswith(".") or path.name.endswith((".failures.parquet", ".dropped.parquet"))
 
 

@@ -64,6 +64,17 @@ ROUND = pa.struct(
 )
 
 
+# Columns that pair tables of earlier versions lack or, `extra`, those of an input without other columns.
+MAY_LACK = frozenset(
+    ("chosen_rating", "rejected_rating", "judge_winner", "judge_verdicts", "rounds", "extra")
+)
+
+
+def is_pair_table(schema: pa.Schema) -> bool:
+    """Whether a schema is that of a pair table, of this version or an earlier one."""
+    return {item.name for item in pair_schema()} - MAY_LACK <= set(schema.names)
+
+
 def pair_schema(extra: pa.StructType | None = None) -> pa.Schema:
     """The schema of a pair table. `extra` is the type of the input's other columns, if it has any:
     Parquet knows no struct without fields, so without them the column is left out."""

@@ -65,6 +65,7 @@ def test_a_revision_is_revised_while_it_gets_better(tmp_path: Path) -> None:
             ["chosen"],
         ]
         assert [r["content"].count("more") for r in found[0]["rounds"]] == [1, 2, 3, 4]
+        assert ["not_verified" in row["flags"] for row in found] == [False, False, True, False]
         assert (ends["rows_in"], ends["kept"]) == (4, 4)
 
         calls = len(server.asked)

@@ -241,6 +241,17 @@ def test_a_folder_means_its_tables_of_rows(tmp_path: Path) -> None:
     assert [row.messages[0]["content"] for row in good(tmp_path)] == ["a.parquet"]
 
 
+def test_so_does_a_pattern_but_for_one_that_means_the_others(tmp_path: Path) -> None:
+    for name in ("a.x.parquet", "a.x.failures.parquet", "a.x.dropped.parquet", "a.y.parquet"):
+        pq.write_table(pa.table({"prompt": [name]}), tmp_path / name)
+    for pattern, names in (
+        ("a.*.parquet", ["a.x.parquet", "a.y.parquet"]),
+        ("*.dropped.parquet", ["a.x.dropped.parquet"]),
+        ("a.x.*.parquet", ["a.x.dropped.parquet", "a.x.failures.parquet"]),
+    ):
+        assert [row.messages[0]["content"] for row in good(tmp_path / pattern)] == names
+
+
 @pytest.mark.parametrize(
     "values",
     [

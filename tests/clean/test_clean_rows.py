@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 from clair_apo.clean.rows import RowReader, copy_rows
 from clair_apo.errors import ClairError, UsageError
 from clair_apo.shapes import read_pairs
+from clair_apo.tables import pair_schema
 
 
 def every(first: int, count: int) -> pa.Array:
@@ -274,3 +275,39 @@ def test_progress_and_row_groups(tmp_path: Path) -> None:
     assert pc.sum(pq.read_table(tmp_path / "out.parquet")["a"]).as_py() == sum(range(10_000))
     written = pq.read_metadata(tmp_path / "out.parquet")
     assert max(written.row_group(i).total_byte_size for i in range(written.num_row_groups)) <= 64 << 20
+
+
+def test_pair_tables_of_earlier_versions_are_read_with_new_ones(shared_data: Path, tmp_path: Path) -> None:
+    """What they lack is null, whichever comes first; tables of another kind are still refused."""
+    schema = pair_schema(pa.struct([("source", pa.string())]))
+    row = {
+        "prompt": [{"role": "user", "content": "a?"}],
+        "chosen": [{"role": "assistant", "content": "b."}],
+        "rejected": [{"role": "assistant", "content": "c."}],
+        "flags": [],
+        "judge_winner": "chosen",
+        "extra": {"source": "s"},
+    }
+    new = pa.Table.from_pylist([{**row, "id": "new", "method": "on_policy_judge"}], schema=schema)
+    old = pa.Table.from_pylist([{**row, "id": "old", "method": "clair"}], schema=schema)
+    old = old.drop_columns(
+        ["chosen_rating", "rejected_rating", "judge_winner", "judge_verdicts", "rounds", "extra"]
+    )
+    for first, second in ((old, new), (new, old)):
+        pq.write_table(first, tmp_path / "a.parquet")
+        pq.write_table(second, tmp_path / "b.parquet")
+        copy_rows(
+            str(tmp_path / "[ab].parquet"), tmp_path / "all.pq.parquet", lambda _, n: pa.repeat(True, n)
+        )
+        found = {r["id"]: r for r in pq.read_table(tmp_path / "all.pq.parquet").to_pylist()}
+        assert {i: (r["method"], r["judge_winner"], r["extra"]) for i, r in found.items()} == {
+            "old": ("clair", None, None),
+            "new": ("on_policy_judge", "chosen", {"source": "s"}),
+        }
+        reader = RowReader(tmp_path / "[ab].parquet")
+        reader.narrow(["judge_winner"])
+        winners = [rows.batch.column("judge_winner").to_pylist() for rows in reader]
+        assert sorted(winners, key=str) == [["chosen"], [None]]
+    pq.write_table(new.drop_columns(["template"]), tmp_path / "b.parquet")
+    with pytest.raises(ClairError, match="only the first has the column `template`"):
+        RowReader(tmp_path / "[ab].parquet")

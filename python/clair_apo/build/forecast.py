@@ -283,7 +283,8 @@ def _times(call: _Planned, recipe: Recipe, stand: _Stand) -> tuple[float, float]
     if call.stage == JUDGING:
         to_come = any(text in stand.texts for text in call.about)
         least = 0 if depth > 1 else 1 - SAME if to_come else 1
-        return least / recipe.best_of, (1 + TWICE) * recipe.best_of
+        # Those that are there are planned one by one, one to come stands for all of them.
+        return least / recipe.best_of, (1 + TWICE) * (recipe.best_of if depth else 1)
     return 1, 1
 
 

@@ -62,7 +62,8 @@ def read_verdict(reply: str, form: str, known: str = "") -> tuple[str, str]:
     """The mark of a reply (`A`, `B`, `C`, or `1` to `10`) and the judge's words, without its thinking.
 
     The last line that holds anything must hold one mark of the form and no other; what stands in earlier
-    lines decides nothing. `known` are the texts that the judge was shown.
+    lines decides nothing. `known` are the texts that the judge was shown: where they hold a mark, a line
+    that says anything besides may be about theirs, and is no verdict.
 
     Raises Unparsable.
     """
@@ -74,6 +75,8 @@ def read_verdict(reply: str, form: str, known: str = "") -> tuple[str, str]:
         raise Unparsable(
             "its last line holds no verdict" if not marks else f"its last line is {last[:80]!r}"
         )
+    if _MARKS[form].search(known) and re.search(r"\w", _ANY_MARK.sub("", last)):
+        raise Unparsable("its last line may speak of a mark in the texts that it was shown")
     return found[1], words
 
 

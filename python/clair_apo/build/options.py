@@ -139,6 +139,10 @@ class BuildOptions:
             )
         if self.answers_column and self.answer_columns:
             raise UsageError("--answers-column and --answer-columns are two ways to say the same; give one")
+        if len(self.answer_columns) == 1:
+            raise UsageError(
+                "--answer-columns names one column; a pair is made of the answers of two or more"
+            )
         if self.rating_columns and len(self.rating_columns) != len(self.answer_columns):
             raise UsageError(
                 f"--rating-columns names {len(self.rating_columns)} columns for "

@@ -15,6 +15,7 @@ from clair_apo.build import judge_templates, templates
 from clair_apo.build.checks import Band
 from clair_apo.build.judge_templates import JudgeTemplate
 from clair_apo.build.methods import Method
+from clair_apo.build.methods.off_policy_judge import OffPolicyJudge
 from clair_apo.build.options import BuildOptions, key_from
 from clair_apo.build.roles import JUDGE, MODEL, REVISER, STRONGER, judges
 from clair_apo.build.rows import Survey
@@ -243,12 +244,19 @@ def _wanted(options: BuildOptions, methods: Sequence[Method]) -> list[str]:
     if options.verify or by_rounds or (JUDGE in may_ask and by_judge):
         asks.add(JUDGE)
     names = ", ".join(method.name for method in methods)
+    unrated = options.answer_columns and not options.rating_columns
+    if unrated and not by_judge and any(method.name == OffPolicyJudge.name for method in methods):
+        raise UsageError(
+            f"--method {OffPolicyJudge.name} picks by rating where no judge is named, and --answer-columns "
+            "have none; give --rating-columns, or --judge NAME"
+        )
     if (options.judge or options.judge_url) and JUDGE not in asks:
         raise UsageError(
             f"a judge is named, but --method {names} asks none here; --verify puts it behind any method"
         )
     if (options.stronger or options.stronger_url) and STRONGER not in asks:
         raise UsageError(f"a stronger model is named, but --method {names} asks none")
+    _check_effect(options, asks, names)
     if JUDGE in asks and _any_named(options) and not options.judge and not options.judge_url:
         why = next((f"--method {m.name}" for m in methods if JUDGE in m.asks), None)
         why = why or ("--verify" if options.verify else "--rounds" if by_rounds else "--pick judge")
@@ -256,6 +264,25 @@ def _wanted(options: BuildOptions, methods: Sequence[Method]) -> list[str]:
             f"{why} needs a judge; give --judge NAME (and --judge-url for a server other than OpenAI's)"
         )
     return [role for role in (REVISER, MODEL, STRONGER, JUDGE) if role in asks]
+
+
+def _check_effect(options: BuildOptions, asks: set[str], names: str) -> None:
+    """Raises UsageError for a flag that would do nothing although it says what the pairs are to be."""
+    for flag, given in (
+        ("--best-of", options.best_of > 1),
+        ("--rounds", options.rounds > 1),
+        ("--reply-format edits", options.reply_format == templates.EDITS),
+    ):
+        if given and REVISER not in asks:
+            raise UsageError(f"{flag} is about revisions, and --method {names} asks for none")
+    if options.round_pairs == "neighbours" and options.rounds == 1:
+        raise UsageError("--round-pairs neighbours goes with --rounds N")
+    for flag, given in (
+        ("--drop not_verified", "not_verified" in options.drop),
+        (f"--judge-template {options.judge_template}", options.judge_template is not None),
+    ):
+        if given and JUDGE not in asks:
+            raise UsageError(f"{flag}: no judge is asked here; --verify puts one behind any method")
 
 
 def _any_named(options: BuildOptions) -> bool:

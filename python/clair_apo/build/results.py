@@ -118,7 +118,7 @@ def write_tables(
                     measures,
                     edit_ratio,
                     length_ratio,
-                    _known_flags(draft, recipe),
+                    _known_flags(draft),
                 )
                 pair = _pair_row(row, draft, question, measures, flags, method.name)
                 if part:  # what the prompt took stands with its first pair
@@ -184,7 +184,7 @@ def _pairs(draft: Draft, options: BuildOptions) -> list[Draft]:
     return (draft.neighbours if options.round_pairs == "neighbours" else []) or [draft]
 
 
-def _known_flags(draft: Draft, recipe: Recipe) -> Iterator[str]:
+def _known_flags(draft: Draft) -> Iterator[str]:
     """The flags of a pair that its texts do not show."""
     yield from draft.flags
     if draft.chosen.comment_cut:
@@ -193,7 +193,7 @@ def _known_flags(draft: Draft, recipe: Recipe) -> Iterator[str]:
         yield "prompt_cut"
     if draft.undecided:
         yield draft.undecided
-    elif recipe.verify and draft.judgement is not None and draft.judgement.winner != 0:
+    elif draft.judgement is not None and draft.judgement.winner != 0:
         yield "not_verified"
 
 

@@ -63,7 +63,7 @@ def run_filter(args: argparse.Namespace) -> int:
     return 0
 
 
-FORMATS = ("trl", "trl-text", "clair32k", "unpaired", "jsonl")
+FORMATS = ("trl", "trl-text", "clair32k", "unpaired", "jsonl", "hub")
 
 
 def convert_arguments(parser: argparse.ArgumentParser) -> None:
@@ -75,8 +75,10 @@ def convert_arguments(parser: argparse.ArgumentParser) -> None:
         "  clair32k  as the published dataset ultrafeedback_clair_32k: prompt as text, the whole\n"
         "            conversation in both answers, `rational`\n"
         "  unpaired  prompt, completion, label, two rows a pair: TRL's KTOTrainer\n"
-        "  jsonl     every row with all its columns as JSON Lines\n\n"
-        "Other columns are left out, but for jsonl. Rows that hold no pair are counted and named."
+        "  jsonl     every row with all its columns as JSON Lines\n"
+        "  hub       tables of build-pairs with all their columns as the folder of a dataset on the Hub,\n"
+        "            with a card: recipe, models, counts, contrastiveness\n\n"
+        "Other columns are left out, but for jsonl and hub. Rows that hold no pair are counted and named."
     )
     parser.epilog = "example:\n  clair-apo convert pairs.parquet --to unpaired"
     parser.add_argument("file", metavar="FILE", help=f"preference pairs: {INPUT}")
@@ -84,7 +86,13 @@ def convert_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--output",
         metavar="OUT",
-        help=f"{OUTPUT} (beside the input, as NAME.SHAPE.parquet or NAME.jsonl)",
+        help=f"{OUTPUT} (beside the input, as NAME.SHAPE.parquet or NAME.jsonl); for hub a new folder",
+    )
+    parser.add_argument(
+        "--push-to-hub", metavar="REPO", help="upload it as a private dataset, owner/name (with --to hub)"
+    )
+    parser.add_argument(
+        "--license", metavar="NAME", help="what the card names, such as cc-by-4.0 (with --to hub)"
     )
 
 
@@ -94,7 +102,7 @@ def run_convert(args: argparse.Namespace) -> int:
     from clair_apo.clean.conversion import convert
 
     with Bar(quiet=args.quiet) as bar:
-        found = convert(args.file, args.to, args.output, bar.update)
+        found = convert(args.file, args.to, args.output, bar.update, args.push_to_hub, args.license)
     if args.json:
         print_json(found)
         return 0

@@ -10,6 +10,7 @@ from typing import Any
 import pyarrow as pa
 
 from clair_apo import files
+from clair_apo.clean.hub import write_folder
 from clair_apo.clean.rows import BATCH_BYTES, Progress, RowReader, RowWriter, Spec, check_paths
 from clair_apo.clean.summary import reasons
 from clair_apo.conversations import Conversation, ConversationReader
@@ -70,14 +71,20 @@ _SHAPES: dict[str, tuple[pa.Schema, Callable[[Conversation], list[Row]]]] = {
         _unpaired,
     ),
 }
-FORMATS = (*_SHAPES, "jsonl")
+FORMATS = (*_SHAPES, "jsonl", "hub")
 
 
 def convert(
-    file: Spec, to: str, output: Spec | None = None, on_progress: Progress | None = None
+    file: Spec,
+    to: str,
+    output: Spec | None = None,
+    on_progress: Progress | None = None,
+    push_to_hub: str | None = None,
+    license: str | None = None,
 ) -> dict[str, Any]:
     """Writes the pairs of `file` in the shape `to` (one of `FORMATS`) into `output`; without one, into a
-    file beside the input named after it. `jsonl` writes every row as it is.
+    file beside the input named after it. `jsonl` writes every row as it is, `hub` a folder, see
+    `write_folder`.
 
     Returns: what `clair-apo convert --json` prints. `rows_in` = `pairs` + `skipped` (`skipped_reasons`
     says why); `rows_out` is twice `pairs` for `unpaired`. For `jsonl`, `pairs` is null and
@@ -87,7 +94,11 @@ def convert(
     """
     if to not in FORMATS:
         raise UsageError(f"--to {one_line(str(to))}: not one of {', '.join(FORMATS)}")
+    if to != "hub" and (push_to_hub or license):
+        raise UsageError("--push-to-hub and --license go with --to hub")
     path = _default_output(file, to) if output is None else Path(output)
+    if to == "hub":
+        return write_folder(file, path, push_to_hub, license, on_progress)
     check_paths(file, path)
     if to == "jsonl" and files.suffix(path) == ".parquet":
         raise UsageError(f"{one_line(str(path))}: --to jsonl writes .jsonl or .jsonl.gz (or .jsonl.zst)")
@@ -111,7 +122,7 @@ def _default_output(file: Spec, to: str) -> Path:
         raise UsageError("--output is needed where the input is a pattern of files")
     source = source.absolute() if source.name in ("", "..") else source
     name = source.name if source.is_dir() else source.name[: -len(files.suffix(source)) or None]
-    return source.with_name(name + (".jsonl" if to == "jsonl" else f".{to}.parquet"))
+    return source.with_name(name + {"jsonl": ".jsonl", "hub": ".hub"}.get(to, f".{to}.parquet"))
 
 
 _Counts = tuple[int, int, int | None, dict[str, Skipped]]

@@ -181,8 +181,9 @@ class RowReader:
 
     def _parquet(self, path: Path) -> Iterator[RowBatch]:
         schema = self.schema
-        names = None if self.columns is None else [n for n in schema.names if n in self.columns]
-        for item in files.parquet_file(path).batches(names, BATCH_ROWS, BATCH_BYTES):
+        file = files.parquet_file(path)
+        names = None if self.columns is None else [n for n in file.names if n in self.columns]
+        for item in file.batches(names, BATCH_ROWS, BATCH_BYTES):
             if isinstance(item, tuple):
                 for bad in files.bad_rows(item):
                     self._bad(bad.reason, path)

@@ -7,12 +7,14 @@ from collections.abc import Sequence
 import pyarrow as pa
 
 from clair_apo.errors import ClairError
+from clair_apo.tables import MAY_LACK, is_pair_table
 from clair_apo.terminal import one_line
 
 
 def unified(files: Sequence[tuple[str, pa.Schema]], loose: tuple[str, pa.Schema] | None) -> pa.Schema:
     """The schema that files of these (name, schema) fit into: of the first one, with columns widened
-    where others need it. `loose` is what was found in files of text, whose rows may lack columns.
+    where others need it. `loose` is what was found in files of text, whose rows may lack columns. Pair
+    tables may lack what earlier versions did not write, or what another input did not carry.
 
     Raises ClairError that names both files where there is none.
     """
@@ -22,6 +24,8 @@ def unified(files: Sequence[tuple[str, pa.Schema]], loose: tuple[str, pa.Schema]
 
     if not files:
         return pa.schema([]) if loose is None else loose[1]
+    if all(is_pair_table(schema) for _, schema in files):
+        files = _filled(files)
     first_name, first = files[0]
     types = {item.name: (item.type, item.nullable, first_name) for item in first}
     for name, schema in [*files[1:], *([loose] if loose else [])]:
@@ -44,6 +48,18 @@ def unified(files: Sequence[tuple[str, pa.Schema]], loose: tuple[str, pa.Schema]
         pa.field(item.name, types[item.name][0], types[item.name][1], item.metadata) for item in first
     ]
     return pa.schema(fields, first.metadata)
+
+
+def _filled(files: Sequence[tuple[str, pa.Schema]]) -> list[tuple[str, pa.Schema]]:
+    """The schemas of pair tables, each with the columns besides that it may lack and another one has."""
+    found = {item.name: item for _, schema in files for item in schema if item.name in MAY_LACK}
+    filled = []
+    for name, schema in files:
+        for column, item in found.items():
+            if column not in schema.names:
+                schema = schema.append(item)
+        filled.append((name, schema))
+    return filled
 
 
 def _differ(name: str, other: str, how: str) -> ClairError:
