@@ -153,6 +153,7 @@ class Loopback:
         self._done = asyncio.Event()
         app = web.Application(client_max_size=1 << 28)
         app.router.add_post("/{path:.*}/chat/completions", self._chat)
+        app.router.add_post("/{path:.*}/messages", self._chat)
         app.router.add_get("/v1/models", self._models)
         runner = web.AppRunner(app, shutdown_timeout=0.1)
         await runner.setup()

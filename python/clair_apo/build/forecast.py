@@ -292,7 +292,7 @@ def _add_up(
 ) -> None:
     party = roles[role]
     cap = output_cap(party.params) or math.inf
-    hidden = HIDDEN if "reasoning_effort" in party.params else 0
+    hidden = HIDDEN if party.params.keys() & {"reasoning_effort", "thinking"} else 0
     sample_cap = output_cap(roles[MODEL].params) if MODEL in roles else None
     sampled = (SAMPLED[0], min(SAMPLED[1], sample_cap or SAMPLED[1]))
     prompts = tokens.count_requests([call.messages for call in calls], party.name)

@@ -20,12 +20,15 @@ if TYPE_CHECKING:
 
 EXAMPLE = """example:
   clair-apo build-pairs --input prompts.parquet --reviser gpt-4o --output pairs.parquet
+  clair-apo build-pairs --input prompts.parquet --reviser claude-sonnet-4-5 --api anthropic
 
 Without a model flag both the model and the reviser are the small embedded one: for trying the
 pipeline, not for real data."""
 
 
-# As `clair_apo.build.methods` has them; the help must not load what they import.
+# As `clair_apo.llm.endpoint` and `clair_apo.build.methods` have them; the help must not load what these
+# import.
+APIS = ("openai", "anthropic")
 METHODS = ("clair", "on-policy-judge", "off-policy-judge", "stronger-preferred")
 
 
@@ -64,6 +67,7 @@ class BuildOptions:
     model: str | None = None
     model_url: str | None = None
     model_key_env: str | None = None
+    model_api: str | None = None
     model_temperature: float | None = None
     model_top_p: float | None = None
     model_max_tokens: int | None = None
@@ -72,6 +76,7 @@ class BuildOptions:
     reviser: str | None = None
     reviser_url: str | None = None
     reviser_key_env: str | None = None
+    reviser_api: str | None = None
     temperature: float | None = None
     top_p: float | None = None
     max_tokens: int | None = None
@@ -81,6 +86,7 @@ class BuildOptions:
     stronger: str | None = None
     stronger_url: str | None = None
     stronger_key_env: str | None = None
+    stronger_api: str | None = None
     stronger_temperature: float | None = None
     stronger_top_p: float | None = None
     stronger_max_tokens: int | None = None
@@ -89,6 +95,7 @@ class BuildOptions:
     judge: str | None = None
     judge_url: str | None = None
     judge_key_env: str | None = None
+    judge_api: str | None = None
     judge_temperature: float | None = None
     judge_top_p: float | None = None
     judge_max_tokens: int | None = None
@@ -96,6 +103,7 @@ class BuildOptions:
     judge_extra_body: Mapping[str, Any] | None = None
     judge_template: str | None = None
     verify: bool = False
+    api: str = "openai"
     concurrency: int = 64
     rpm: float | None = None
     tpm: float | None = None
@@ -350,6 +358,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
     group = parser.add_argument_group("calls")
     group.add_argument(
+        "--api",
+        choices=APIS,
+        default="openai",
+        help="what the servers speak: chat completions, as OpenAI's and most others do, or Anthropic's "
+        "Messages, with a --max-tokens of 4096 where none is given (default: %(default)s)",
+    )
+    group.add_argument(
         "--concurrency",
         type=positive,
         default=64,
@@ -431,13 +446,21 @@ def _endpoint_arguments(group: argparse._ArgumentGroup, who: str, prefix: str) -
     group.add_argument(
         f"--{who}-url",
         metavar="URL",
-        help="base URL, without /chat/completions (default: $OPENAI_BASE_URL)",
+        help="base URL, without /chat/completions (default: $OPENAI_BASE_URL, $ANTHROPIC_BASE_URL)",
     )
     group.add_argument(
         f"--{who}-key-env",
         metavar="VAR",
-        help="environment variable with the key (default: OPENAI_API_KEY)",
+        help="environment variable with the key (default: OPENAI_API_KEY, ANTHROPIC_API_KEY)",
     )
+    if who == "judge":
+        group.add_argument(
+            "--judge-api", type=api_names, metavar="API[,API]", help="openai or anthropic (default: --api)"
+        )
+    else:
+        group.add_argument(
+            f"--{who}-api", choices=APIS, help="what its server speaks (default: that of --api)"
+        )
     group.add_argument(f"--{prefix}temperature", type=not_negative_float, metavar="T")
     group.add_argument(f"--{prefix}top-p", type=share, metavar="P")
     group.add_argument(f"--{prefix}max-tokens", type=positive, metavar="N")
@@ -448,6 +471,15 @@ def _endpoint_arguments(group: argparse._ArgumentGroup, who: str, prefix: str) -
         metavar="JSON",
         help="further fields of the request",
     )
+
+
+def api_names(text: object) -> str:
+    """One API, or one for each judge, with commas."""
+    names = [name.strip() for name in str(text).split(",")]
+    for name in names:
+        if name not in APIS:
+            raise argparse.ArgumentTypeError(f"{name!r} is no API; known are {', '.join(APIS)}")
+    return ",".join(names)
 
 
 def band(text: object) -> tuple[float, float]:
@@ -545,10 +577,11 @@ def _no_constant(name: str) -> None:
     raise ValueError(f"{name} is not JSON")
 
 
-def key_from(variable: str | None) -> str | None:
-    """The key that the environment holds. Raises UsageError for a named variable that is not set, or
-    for a key that no header can hold; the key itself is in no message."""
-    name = variable or "OPENAI_API_KEY"
+def key_from(variable: str | None, usual: str = "OPENAI_API_KEY") -> str | None:
+    """The key that the environment holds, under `usual` unless a variable is named. Raises UsageError for
+    a named variable that is not set, or for a key that no header can hold; the key itself is in no
+    message."""
+    name = variable or usual
     key = os.environ.get(name, "").strip()
     if variable and not key:
         raise UsageError(f"the environment variable {name} is not set, or empty")
