@@ -162,7 +162,7 @@ async def make_calls(
                 for method, streak in zip(methods, streaks, strict=True):
                     question = Question(row.content, row.repeat)
                     if retry_failed:
-                        _forget_failed(method, recipe, row, asker)
+                        forget_failed(method, recipe, row, asker)
                     outcome = await attempt(method, recipe, row, asker, question)
                     if isinstance(outcome, Failed):
                         failed.append(outcome.failure.kind)
@@ -218,7 +218,7 @@ def _usable(source: Input, progress: Progress) -> Iterator[InputRow]:
                 progress.row_done(["input"], asked=False)
 
 
-def _forget_failed(method: Method, recipe: Recipe, row: InputRow, asker: Asker) -> None:
+def forget_failed(method: Method, recipe: Recipe, row: InputRow, asker: Asker) -> None:
     """Takes the calls by which a row failed with a paid reply in an earlier start out of the ledger."""
     question = Question(row.content, row.repeat)
     try:

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 EXAMPLE = """example:
   clair-apo build-pairs --input prompts.parquet --reviser gpt-4o --output pairs.parquet
   clair-apo build-pairs --input prompts.parquet --reviser claude-sonnet-4-5 --api anthropic
+  clair-apo build-pairs --input prompts.parquet --reviser gpt-4o --batch submit
 
 Without a model flag both the model and the reviser are the small embedded one: for trying the
 pipeline, not for real data."""
@@ -123,6 +124,8 @@ class BuildOptions:
     drop: tuple[str, ...] = ()
     fresh: bool = False
     go_on: bool = False
+    batch: str | None = None
+    batch_dir: str | None = None
     retry_failed: bool = False
     json: bool = False
     quiet: bool = False
@@ -137,6 +140,8 @@ class BuildOptions:
                 "--fresh uses nothing of the earlier run, so it does not go together with "
                 "--continue or --retry-failed"
             )
+        if options.batch_dir and not options.batch:
+            raise UsageError("--batch-dir says where the files of --batch submit, status and collect are")
         options._check_columns()
         return options
 
@@ -398,6 +403,24 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=50,
         metavar="N",
         help="stop when so many rows in a row fail on the way (default: %(default)s; 0: never)",
+    )
+
+    group = parser.add_argument_group(
+        "batches",
+        "calls at half price within a day, in place of calls now: submit, and once they are done collect; "
+        "again while there is more to ask",
+    )
+    group.add_argument(
+        "--batch",
+        choices=["submit", "status", "collect"],
+        help="submit hands over every call that can be made and is not answered, collect takes the replies "
+        "and writes the tables once none is missing; a method that asks step by step takes several rounds",
+    )
+    group.add_argument(
+        "--batch-dir",
+        metavar="FOLDER",
+        help="no service, but files in FOLDER: submit writes NAME.requests.jsonl for `vllm run-batch`, "
+        "collect reads NAME.results.jsonl",
     )
 
     group = parser.add_argument_group("cost")

@@ -399,7 +399,12 @@ def _party(
     usual = "ANTHROPIC_API_KEY" if api == ANTHROPIC else "OPENAI_API_KEY"
     key = key_from(key_env, usual)
     address = normal_url(url, api=api) if url else default_url(api)
-    if address == DEFAULT_URLS[api] and key is None:
+    if options.batch_dir:  # nothing is called: files are written
+        if api == ANTHROPIC:
+            raise UsageError(
+                f"--batch-dir: vllm run-batch takes chat completions, not --{role}-api anthropic"
+            )
+    elif address == DEFAULT_URLS[api] and key is None:
         raise ClairError(
             f"no endpoint for --{role} {name or ''}: give --{role}-url for a server of "
             f"your own, or set {usual} for {'Anthropic' if api == ANTHROPIC else 'OpenAI'}'s"
