@@ -515,6 +515,11 @@ def test_a_method_of_ones_own(tmp_path: Path) -> None:
         ):
             told = clair(*flags[:-1], name, cwd=ROOT / "examples" / "methods")
             assert (told.returncode, words in told.stderr) == (2, True), told.stderr
+        mine = (ROOT / "examples" / "methods" / "self_refined.py").read_text()
+        (tmp_path / "broken.py").write_text(mine.replace("reply.text.strip()", "reply.text[10_000]"))
+        told = clair(*flags[:-1], "broken:SelfRefined", "--continue", cwd=tmp_path)
+        assert told.returncode == 1
+        assert "the method self-refined failed in row 0: IndexError" in told.stderr
     assert [content(row, "chosen") for row in found] == [
         players.samples[p][0] + " Mended." for p in players.samples
     ]

@@ -14,11 +14,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from clair_apo.build.draft import Draft
-from clair_apo.build.methods import Method
+from clair_apo.build.methods import BUILT_IN, Method
 from clair_apo.build.progress import Progress
 from clair_apo.build.rows import Input, InputRow
 from clair_apo.build.talk import Recipe, Talk
-from clair_apo.errors import StoppedEarly
+from clair_apo.errors import ClairError, StoppedEarly
 from clair_apo.llm.asking import Asker, Question
 from clair_apo.llm.chat import CallFailed, Halted, Message, Reply
 
@@ -72,6 +72,14 @@ async def attempt(
         return await finished(draft, talk)
     except CallFailed as failure:
         return Failed(talk.stage, failure, tuple(collected.used[last:]))
+    except (ClairError, Halted, RuntimeError):
+        raise
+    except Exception as error:
+        if method.name in BUILT_IN:
+            raise
+        raise ClairError(
+            f"the method {method.name} failed in row {row.number}: {type(error).__name__}: {error}"
+        ) from error
 
 
 async def finished(draft: Draft, talk: Talk) -> Draft:

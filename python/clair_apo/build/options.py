@@ -320,7 +320,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument(
         "--judge",
-        type=named,
+        type=judge_names,
         metavar="NAME[,NAME]",
         help="of several the majority decides (they share one URL and key, or have one each, with commas)",
     )
@@ -554,6 +554,13 @@ def method_names(text: object) -> str:
     if not names:
         raise argparse.ArgumentTypeError("no method is named")
     return ",".join(names)
+
+
+def judge_names(text: object) -> str:
+    """Names of judges with commas, as one text; a list as well, as YAML has it."""
+    return ",".join(
+        named(part) for part in (text if isinstance(text, list | tuple) else str(text).split(","))
+    )
 
 
 def column_names(text: object) -> tuple[str, ...]:

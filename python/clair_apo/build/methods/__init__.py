@@ -77,6 +77,8 @@ def _own(name: str) -> Method:
         raise UsageError(
             f"--method {name}: its `name` must be of letters, digits, - and _, since files are called by it"
         )
+    if unknown := sorted({*found.asks, *found.may_ask} - {MODEL, REVISER, STRONGER, JUDGE}):
+        raise UsageError(f"--method {name}: there is no role {unknown[0]!r} to ask")
     if found.name in BUILT_IN:
         raise UsageError(f"--method {name}: {found.name!r} is the name of a method that comes along")
     return found()
