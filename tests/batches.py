@@ -125,7 +125,7 @@ class BatchLoopback(Loopback):
         return web.json_response(self._page(request, "after", self._shown))
 
     async def _state(self, request: web.Request) -> web.Response:
-        return web.json_response(self._shown(self.batches[request.match_info["id"]]))
+        return web.json_response(self._shown(self._named(request)))
 
     async def _content(self, request: web.Request) -> web.Response:
         kind, name = request.match_info["id"].split(":")
@@ -167,10 +167,10 @@ class BatchLoopback(Loopback):
         return web.json_response(self._page(request, "after_id", self._shown_messages))
 
     async def _state_messages(self, request: web.Request) -> web.Response:
-        return web.json_response(self._shown_messages(self.batches[request.match_info["id"]]))
+        return web.json_response(self._shown_messages(self._named(request)))
 
     async def _results(self, request: web.Request) -> web.Response:
-        batch = self.batches[request.match_info["id"]]
+        batch = self._named(request)
         lines = [_anthropic_line(json.loads(line)) for line in batch.outputs + batch.errors]
         return web.Response(text="".join(line + "\n" for line in lines))
 
@@ -197,6 +197,11 @@ class BatchLoopback(Loopback):
         self.headers.append({name.lower(): value for name, value in request.headers.items()})
         batch = Batch(f"batch_{len(self.batches)}", requests)
         self.batches[batch.id] = batch
+        return batch
+
+    def _named(self, request: web.Request) -> Batch:
+        if (batch := self.batches.get(request.match_info["id"])) is None:
+            raise web.HTTPNotFound
         return batch
 
     def _page(

@@ -13,6 +13,8 @@ from aiohttp import web
 
 from batches import BatchLoopback
 from clair_apo import build_pairs
+from clair_apo.build import batch
+from clair_apo.cli import main
 from clair_apo.errors import ClairError, StoppedEarly, UsageError
 from clair_apo.llm import batch_files
 from clair_apo.llm.batch_files import Limits
@@ -361,7 +363,7 @@ def test_files_that_are_given_up(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("api", APIS)
-def test_max_cost(tmp_path: Path, api: str) -> None:
+def test_max_cost(tmp_path: Path, api: str, capsys: pytest.CaptureFixture[str]) -> None:
     source = source_of(tmp_path, 4)
     with BatchLoopback(revising(api)) as server:
         known = flags(source, server, api, price=PRICE, max_tokens=1000)
@@ -371,36 +373,103 @@ def test_max_cost(tmp_path: Path, api: str) -> None:
         first = go("submit", known, max_cost=0.04)  # each may cost 1,000 tokens out: 0.015, and its prompt
         assert (first["submitted"], first["left_out"]) == (2, 2)
         assert go("submit", known, max_cost=0.04)["submitted"] == 0
-        done = clair(
-            "build-pairs",
-            *("--input", source, "--output", known["output"], "--reviser", "m", "--api", api),
-            *("--reviser-url", server.url, "--price", "10,30", "--max-tokens", 1000),
-            *("--max-cost", 0.04, "--batch", "submit"),
-        )
-        assert done.returncode == 3
-        assert "2 calls were not submitted" in done.stderr
+        command = ["build-pairs", "--input", source, "--output", known["output"], "--reviser", "m"]
+        command += ["--api", api, "--reviser-url", server.url, "--price", "10,30", "--max-tokens", 1000]
+        assert main([str(word) for word in [*command, "--max-cost", 0.04, "--batch", "submit"]]) == 3
+        assert "2 calls were not submitted" in capsys.readouterr().err
         server.finish()
         assert go("collect", known)["to_submit"] == 2
         assert go("submit", known, max_cost=0.04)["submitted"] == 2, "it cost less than it might have"
 
 
-def test_the_screen(tmp_path: Path) -> None:
+def test_the_screen(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     source = source_of(tmp_path, 2)
-    with BatchLoopback(upper) as server:
+
+    def shown(*more: object) -> str:
         command = ["build-pairs", "--input", source, "--output", tmp_path / "p.parquet", "--reviser", "m"]
-        command += ["--reviser-url", server.url, "--batch"]
-        assert "2 calls submitted" in clair(*command, "submit").stdout
-        shown = clair(*command, "status").stdout
-        assert re.search(r"1 +reviser +m +2 +0 +0 +in_progress +batch_0", shown)
+        assert main([str(word) for word in [*command, *more]]) == 0
+        return capsys.readouterr().out
+
+    with BatchLoopback(upper) as server:
+        at = ("--reviser-url", server.url, "--batch")
+        assert "2 calls submitted" in shown(*at, "submit")
+        assert re.search(r"1 +reviser +m +2 +0 +0 +in_progress +batch_0", shown(*at, "status"))
         server.finish()
-        done = clair(*command, "collect").stdout
+        done = shown(*at, "collect")
         assert "2 replies and 0 failures collected" in done
         assert re.search(r"2 kept", done)
-    embedded = clair(
-        "build-pairs", "--input", source, "--output", tmp_path / "q.parquet", "--batch", "submit"
-    )
-    assert embedded.returncode == 2
-    assert "in this process" in embedded.stderr
+    with pytest.raises(UsageError, match="in this process"):
+        build_pairs(input=str(source), output=str(tmp_path / "q.parquet"), batch="submit")
+
+
+def test_a_start_that_ends_between_the_replies_and_its_record(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def killed(_: object) -> None:
+        raise KeyboardInterrupt
+
+    with BatchLoopback(upper) as server:
+        known = flags(source_of(tmp_path, 3), server, "openai", price=PRICE)
+        go("submit", known)
+        server.finish()
+        with monkeypatch.context() as patch:
+            patch.setattr(batch, "_close", killed)
+            with pytest.raises(KeyboardInterrupt):
+                go("collect", known)
+        done = go("collect", known)
+        assert (done["replies"], done["batches"][0]["replies"], done["calls"]) == (0, 3, 3)
+        assert done["cost_usd"] == pytest.approx(3 * (10 * 10 + 5 * 30) / 1e6 / 2)
+
+
+def test_a_batch_that_the_service_has_no_more(tmp_path: Path) -> None:
+    with BatchLoopback(upper) as server:
+        known = flags(source_of(tmp_path, 2), server, "openai")
+        go("submit", known)
+        lost = server.batches.copy()
+        server.batches.clear()
+        with pytest.raises(ClairError, match=r"remove .*requests\.jsonl"):
+            go("collect", known)
+        (path,) = (tmp_path / "p.run" / "batches").iterdir()
+        path.unlink()
+        assert go("collect", known)["to_submit"] == 2
+        server.batches = {"batch_old": lost["batch_0"]}
+        assert go("submit", known)["submitted"] == 2
+        server.batches.pop("batch_old")
+        server.finish()
+        assert go("collect", known)["kept"] == 2
+
+
+OWN = """
+from clair_apo.build.methods import REVISER, Answer, Draft, Method
+
+
+class Twice(Method):
+    name = "twice"
+    asks = (REVISER,)
+
+    async def __call__(self, row, talk):
+        first = await talk.revise(Answer(row.response))
+        return Draft(await talk.revise(first), first)
+"""
+
+
+def test_a_method_of_ones_own_step_by_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "twice_in_batches.py").write_text(OWN)
+    monkeypatch.syspath_prepend(tmp_path)
+
+    def behave(body: dict[str, Any], n: int) -> Answer:
+        reply = upper(body, n)
+        assert reply.content
+        return Answer(reply.content + "!" * body["messages"][0]["content"].count("AN ANSWER"))
+
+    with BatchLoopback(behave) as server:
+        known = flags(source_of(tmp_path, 2), server, "openai", method="twice_in_batches:Twice")
+        for to_submit in (2, 0):
+            assert go("submit", known)["submitted"] == 2
+            server.finish()
+            done = go("collect", known)
+            assert done["to_submit"] == to_submit
+        assert (done["kept"], done["calls"]) == (2, 4)
 
 
 def test_what_openai_itself_is_sent(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ import contextlib
 import os
 import shlex
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,12 +24,12 @@ from clair_apo.build.parties import Parties, run
 from clair_apo.build.progress import Progress
 from clair_apo.build.rows import Input, InputRow
 from clair_apo.build.talk import Recipe
-from clair_apo.errors import StoppedEarly, UsageError
+from clair_apo.errors import ClairError, StoppedEarly, UsageError
 from clair_apo.llm import tokens
 from clair_apo.llm.asking import Asker, Awaited, Question, output_cap, record_of
 from clair_apo.llm.batch_book import CLOSED, CREATING, OPEN, PREPARED, Batch, Book
 from clair_apo.llm.batch_files import FILES, LIMITS, Call, Requests, request_line, results
-from clair_apo.llm.batch_services import service_of
+from clair_apo.llm.batch_services import Gone, service_of
 from clair_apo.llm.chat import WAY_FAILED, CallFailed, Request, Sent
 from clair_apo.llm.endpoint import Endpoint
 from clair_apo.llm.ledger import Ledger, Record
@@ -120,7 +120,7 @@ def status(book: Book, parties: Parties) -> dict[str, Any]:
             lines = _lines(batch.results_path) if there else 0
             told[batch.number] = {"status": "results are there" if there else "waiting", "done": lines}
             continue
-        with service_of(_endpoint(batch, parties)) as service:
+        with service_of(_endpoint(batch, parties)) as service, _giving_up(batch):
             state = service.state(batch)
         told[batch.number] = {
             "status": state.status,
@@ -144,7 +144,9 @@ def collect(job: Job) -> dict[str, Any]:
         if batch.service == FILES:
             _collect_files(job, batch, took)
             continue
-        with service_of(job.endpoint(batch)) as service:
+        if _withdrawn(batch):
+            continue
+        with service_of(job.endpoint(batch)) as service, _giving_up(batch):
             state = service.state(batch)
             batch.status = state.status
             told[batch.number] = {"trouble": state.trouble, "done": state.done, "failed": state.failed}
@@ -188,9 +190,21 @@ def left_out(result: dict[str, Any], options: BuildOptions) -> StoppedEarly | No
     )
 
 
+@contextlib.contextmanager
+def _giving_up(batch: Batch) -> Iterator[None]:
+    """Says what to do about a batch that the service has no more."""
+    try:
+        yield
+    except Gone as error:
+        raise ClairError(
+            f"batch {batch.number}: {error}\nIf it is lost, remove {batch.requests}: then its calls can be "
+            "submitted again."
+        ) from error
+
+
 def _withdrawn(batch: Batch) -> bool:
-    """Closes a batch of files whose requests somebody removed."""
-    if batch.service != FILES or batch.requests_path.exists():
+    """Closes a batch whose requests somebody removed, to give it up."""
+    if batch.requests_path.exists():
         return False
     _close(batch)
     return True
@@ -269,6 +283,7 @@ def _gather(job: Job, take: Take, *, retry_failed: bool) -> None:
     asker = _Gatherer(job.ledger, job.parties.roles, take=take)
     for chunk in job.source.chunks():
         for row in chunk.rows:
+            job.progress.row_done([], asked=False)
             if not isinstance(row, InputRow):
                 continue
             for method in job.methods:

@@ -19,7 +19,7 @@ from clair_apo.build.progress import Progress
 from clair_apo.build.rows import Input, InputRow
 from clair_apo.build.talk import Recipe, Talk
 from clair_apo.errors import ClairError, StoppedEarly
-from clair_apo.llm.asking import Asker, Question
+from clair_apo.llm.asking import Asker, Awaited, Question
 from clair_apo.llm.chat import CallFailed, Halted, Message, Reply
 
 # How long calls in flight may still come home after Ctrl-C: they are paid.
@@ -72,7 +72,7 @@ async def attempt(
         return await finished(draft, talk)
     except CallFailed as failure:
         return Failed(talk.stage, failure, tuple(collected.used[last:]))
-    except (ClairError, Halted, RuntimeError):
+    except (ClairError, Awaited, Halted, RuntimeError):
         raise
     except Exception as error:
         if method.name in BUILT_IN:

@@ -86,6 +86,10 @@ def build(options: BuildOptions) -> dict[str, Any]:
     if options.batch == "status":
         return {"batch": batch.status(book, parties)}
     with Ledger(options.beside(".run"), fresh=options.fresh) as ledger:
+        book = Book(ledger.folder)  # anew: until now another start may have had it
+        _check_batches(book, parties, options)
+        if options.fresh:
+            book.clear()
         identity = parties.identity(options, methods)
         _check_settings(ledger, identity, options)
         with Progress(survey.rows, options.quiet) as progress, _fewer_collections():
@@ -253,9 +257,6 @@ def _check_batches(book: Book, parties: Parties, options: BuildOptions) -> None:
         if here is not None:
             raise UsageError(f"--batch: {here} is in this process, and no service takes batches for it")
     if not book.open_calls:
-        if options.fresh:
-            book.path.unlink(missing_ok=True)
-            book.batches.clear()
         return
     if options.fresh:
         raise UsageError(

@@ -81,6 +81,11 @@ class Book:
                 "remove it if none is open"
             ) from error
 
+    def clear(self) -> None:
+        """Forgets all batches."""
+        self.batches.clear()
+        self.path.unlink(missing_ok=True)
+
     def save(self) -> None:
         content: dict[str, Any] = {
             "batches": [asdict(batch) for batch in self.batches],

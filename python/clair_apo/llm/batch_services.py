@@ -44,6 +44,10 @@ class State:
     trouble: str | None = None
 
 
+class Gone(ClairError):
+    """The service does not know the batch, or has its results no more."""
+
+
 class Service:
     """The batches of one endpoint; a context manager."""
 
@@ -151,6 +155,8 @@ class Service:
                 refused = refusal(self._endpoint.shown, response.status_code, response.headers, raw)
                 if refused.stop is not None:
                     raise refused.stopped()
+                if response.status_code in (404, 410):
+                    raise Gone(refused.failure.message)
                 if not refused.again or tries > self._endpoint.retries:
                     raise ClairError(refused.failure.message)
                 after = refused.after if refused.after is not None else own_wait(tries)
@@ -174,6 +180,11 @@ class Service:
                 return
             query[cursor] = items[-1]["id"]
 
+    def _id(self, body: Mapping[str, Any]) -> str:
+        if not isinstance(body.get("id"), str):
+            raise ClairError(f"{self._endpoint.shown} answered without an id: it has no batch interface")
+        return str(body["id"])
+
     def _words(self, path: str, error: Exception) -> str:
         return f"{self._endpoint.shown}{path}: {self._secrets.blank(str(error)) or type(error).__name__}"
 
@@ -194,7 +205,7 @@ class OpenAIService(Service):
             body = self._post("/files", content)
         if isinstance(body, Refusal):
             raise body.stopped() if body.stop else ClairError(body.failure.message)
-        batch.file = str(body["id"])
+        batch.file = self._id(body)
 
     def create(self, batch: Batch) -> Refusal | None:
         content = {
@@ -206,7 +217,7 @@ class OpenAIService(Service):
         body = self._post("/batches", lambda: {"json": content})
         if isinstance(body, Refusal):
             return body
-        batch.id = str(body["id"])
+        batch.id = self._id(body)
         return None
 
     def find(self, batch: Batch, known: set[str]) -> str | None:
@@ -275,7 +286,7 @@ class AnthropicService(Service):
         body = self._post("/messages/batches", lambda: {"content": lines(), "headers": headers})
         if isinstance(body, Refusal):
             return body
-        batch.id = str(body["id"])
+        batch.id = self._id(body)
         return None
 
     def find(self, batch: Batch, known: set[str]) -> str | None:
