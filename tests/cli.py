@@ -18,8 +18,8 @@ COMMAND = [sys.executable, "-m", "clair_apo.cli"]
 
 
 def environment(**more: str) -> dict[str, str]:
-    hidden = ("OPENAI_API_KEY", "OPENAI_BASE_URL", "CLAIR_APO_DEBUG")
-    return {**{k: v for k, v in os.environ.items() if k not in hidden}, **more}
+    own = ("OPENAI_", "ANTHROPIC_", "CLAIR_APO_DEBUG")
+    return {**{k: v for k, v in os.environ.items() if not k.startswith(own)}, **more}
 
 
 def clair(

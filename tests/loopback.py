@@ -152,8 +152,7 @@ class Loopback:
         self._loop = asyncio.get_running_loop()
         self._done = asyncio.Event()
         app = web.Application(client_max_size=1 << 28)
-        app.router.add_post("/{path:.*}/chat/completions", self._chat)
-        app.router.add_get("/v1/models", self._models)
+        self.add_routes(app)
         runner = web.AppRunner(app, shutdown_timeout=0.1)
         await runner.setup()
         site = web.TCPSite(runner, "127.0.0.1", 0)
@@ -162,6 +161,11 @@ class Loopback:
         self._ready.set()
         await self._done.wait()
         await runner.cleanup()
+
+    def add_routes(self, app: web.Application) -> None:
+        app.router.add_post("/{path:.*}/chat/completions", self._chat)
+        app.router.add_post("/{path:.*}/messages", self._chat)
+        app.router.add_get("/v1/models", self._models)
 
     async def _models(self, request: web.Request) -> web.Response:
         return web.json_response({"object": "list", "data": [{"id": name} for name in self.models]})

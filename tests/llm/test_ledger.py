@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import sqlite3
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from clair_apo.errors import ClairError
 from clair_apo.llm.ledger import Ledger, Reader, Record, Spent
+from clair_apo.llm.prices import Price
+from clair_apo.llm.spending import cost_of
 
 BODY = '{"usage": {"prompt_tokens": 3, "completion_tokens": 4}}'
 
@@ -174,6 +177,27 @@ def test_a_ledger_of_version_1_is_read(tmp_path: Path) -> None:
         assert ledger.start == 2
         put(ledger, (b"c", 0, reply(BODY)))
     Ledger(tmp_path / "run").close()
+
+
+def test_a_ledger_of_version_2_is_read(tmp_path: Path) -> None:
+    with Ledger(tmp_path / "run") as ledger:
+        put(ledger, (b"a", 0, reply(BODY)))
+        before, spent = ledger.get(b"a", 0), ledger.spent()
+        assert before
+        ledger.set_fact("schema", 2)
+    with sqlite3.connect(tmp_path / "run" / "ledger.sqlite") as db:
+        db.execute("ALTER TABLE calls DROP COLUMN batched")
+        for name in ("batch_in", "batch_cached", "batch_out"):
+            db.execute(f"ALTER TABLE spent DROP COLUMN {name}")
+    with Ledger(tmp_path / "run") as ledger:
+        assert (ledger.get(b"a", 0), ledger.spent()) == (before, spent)
+        put(ledger, (b"b", 0, replace(reply(BODY), batched=True)))
+        (both,) = ledger.spent()
+        assert (both.tokens_in, both.batch_in) == (2 * spent[0].tokens_in, spent[0].tokens_in)
+    price = Price(1.0, 0.0)
+    assert cost_of([both], {(both.role, both.model): price}) == pytest.approx(
+        1.5 * spent[0].tokens_in / 1e6
+    )
 
 
 VERSION_1 = """

@@ -19,7 +19,7 @@ from clair_apo.build.progress import Progress
 from clair_apo.build.rows import Input, InputRow
 from clair_apo.build.talk import Recipe, Talk
 from clair_apo.errors import ClairError, StoppedEarly
-from clair_apo.llm.asking import Asker, Question
+from clair_apo.llm.asking import Asker, Awaited, Question
 from clair_apo.llm.chat import CallFailed, Halted, Message, Reply
 
 # How long calls in flight may still come home after Ctrl-C: they are paid.
@@ -72,7 +72,7 @@ async def attempt(
         return await finished(draft, talk)
     except CallFailed as failure:
         return Failed(talk.stage, failure, tuple(collected.used[last:]))
-    except (ClairError, Halted, RuntimeError):
+    except (ClairError, Awaited, Halted, RuntimeError):
         raise
     except Exception as error:
         if method.name in BUILT_IN:
@@ -170,7 +170,7 @@ async def make_calls(
                 for method, streak in zip(methods, streaks, strict=True):
                     question = Question(row.content, row.repeat)
                     if retry_failed:
-                        _forget_failed(method, recipe, row, asker)
+                        forget_failed(method, recipe, row, asker)
                     outcome = await attempt(method, recipe, row, asker, question)
                     if isinstance(outcome, Failed):
                         failed.append(outcome.failure.kind)
@@ -226,7 +226,7 @@ def _usable(source: Input, progress: Progress) -> Iterator[InputRow]:
                 progress.row_done(["input"], asked=False)
 
 
-def _forget_failed(method: Method, recipe: Recipe, row: InputRow, asker: Asker) -> None:
+def forget_failed(method: Method, recipe: Recipe, row: InputRow, asker: Asker) -> None:
     """Takes the calls by which a row failed with a paid reply in an earlier start out of the ledger."""
     question = Question(row.content, row.repeat)
     try:

@@ -13,7 +13,7 @@ from dataclasses import asdict
 from typing import Any
 
 from clair_apo import files, terminal
-from clair_apo.build import answers, forecast, judge_templates, summary, templates
+from clair_apo.build import answers, batch, forecast, judge_templates, summary, templates
 from clair_apo.build.calls import Interrupted, make_calls
 from clair_apo.build.methods import Method, load
 from clair_apo.build.options import BuildOptions
@@ -23,8 +23,9 @@ from clair_apo.build.results import Counts, write_tables
 from clair_apo.build.roles import JUDGE, MODEL, REVISER, STRONGER
 from clair_apo.build.rows import Columns, Input, Survey
 from clair_apo.build.talk import Recipe
-from clair_apo.errors import EXIT_INTERRUPTED, EXIT_OK, UsageError
+from clair_apo.errors import EXIT_INTERRUPTED, EXIT_OK, ClairError, UsageError
 from clair_apo.llm.asking import Asker
+from clair_apo.llm.batch_book import Book
 from clair_apo.llm.ledger import Ledger
 from clair_apo.llm.secrets import shown_url
 from clair_apo.llm.spending import Spending, cost_of
@@ -51,9 +52,18 @@ def run_build(args: argparse.Namespace) -> int:
     if options.json:
         print(json.dumps(result, indent=2))
     else:
-        words = forecast.as_text(result) if options.dry_run else summary.as_text(result, options)
-        print(terminal.safe(words))
+        print(terminal.safe(_words(result, options)))
+    if (left_out := batch.left_out(result, options)) is not None:
+        raise left_out
     return EXIT_OK
+
+
+def _words(result: dict[str, Any], options: BuildOptions) -> str:
+    """What was done, for people."""
+    if options.dry_run:
+        return forecast.as_text(result)
+    parts = [batch.as_text(result["batch"])] if "batch" in result else []
+    return "\n".join(parts + ([summary.as_text(result, options)] if "rows_in" in result else []))
 
 
 def build(options: BuildOptions) -> dict[str, Any]:
@@ -71,13 +81,28 @@ def build(options: BuildOptions) -> dict[str, Any]:
     recipe = parties.recipe(options)
     if options.dry_run:
         return forecast.forecast(source, methods, recipe, parties, options)
+    book = Book(options.beside(".run"))
+    _check_batches(book, parties, options)
+    if options.batch == "status":
+        return {"batch": batch.status(book, parties)}
     with Ledger(options.beside(".run"), fresh=options.fresh) as ledger:
+        book = Book(ledger.folder)  # anew: until now another start may have had it
+        _check_batches(book, parties, options)
+        if options.fresh:
+            book.clear()
         identity = parties.identity(options, methods)
         _check_settings(ledger, identity, options)
         with Progress(survey.rows, options.quiet) as progress, _fewer_collections():
             _announce(progress, parties, survey, methods, ledger, options)
+            handed = None
+            if options.batch:
+                job = batch.Job(source, methods, recipe, parties, options, ledger, book, progress)
+                handed = batch.submit(job) if options.batch == "submit" else batch.collect(job)
+                if options.batch == "submit" or handed["open"] or handed["to_submit"]:
+                    return {"batch": handed}
             asker = Asker(ledger, parties.roles, watcher=progress)
-            run(_ask(source, methods, recipe, asker, parties, options, progress), asker.halt)
+            if not options.batch:
+                run(_ask(source, methods, recipe, asker, parties, options, progress), asker.halt)
             tables: dict[str, Counts] = {}
             for method in methods:
                 progress.writing()
@@ -95,6 +120,8 @@ def build(options: BuildOptions) -> dict[str, Any]:
             __version__,
             judged=JUDGE in parties.roles,
         )
+        if handed is not None:
+            result["batch"] = handed
         with files.replacing(options.beside(".run") / "summary.json") as path:
             path.write_text(json.dumps(result, indent=2) + "\n", "utf-8")
     return result
@@ -220,6 +247,26 @@ def _check_distinct(source: Input, methods: list[Method], options: BuildOptions)
     for path in source.paths:
         if path.resolve() in outputs:
             raise UsageError(f"{path} is the input and would be overwritten; choose another --output")
+
+
+def _check_batches(book: Book, parties: Parties, options: BuildOptions) -> None:
+    """Refuses what would pay again for calls that are in open batches, and batches of what is in this
+    process."""
+    if options.batch:
+        here = next((party.name for party in parties.roles.values() if party.endpoint is None), None)
+        if here is not None:
+            raise UsageError(f"--batch: {here} is in this process, and no service takes batches for it")
+    if not book.open_calls:
+        return
+    if options.fresh:
+        raise UsageError(
+            f"--fresh: {book.open_calls:,} calls are in open batches and would be lost; collect them first"
+        )
+    if not options.batch:
+        raise ClairError(
+            f"{book.open_calls:,} calls are in open batches, and would be paid a second time now; --batch "
+            "collect takes their replies once they are done"
+        )
 
 
 def _check_settings(ledger: Ledger, now: dict[str, Any], options: BuildOptions) -> None:

@@ -27,6 +27,7 @@ from clair_apo.llm.asking import Party, drawn, output_cap
 from clair_apo.llm.chat import WAY_FAILED, CallFailed, Message, Reply, Request, interpret
 from clair_apo.llm.ledger import Reader
 from clair_apo.llm.prices import Price
+from clair_apo.llm.spending import BATCH_SHARE
 
 # Tokens of an answer that is still to be sampled.
 SAMPLED = (64, 1024)
@@ -136,6 +137,9 @@ def forecast(
                     stand,
                 )
     cost = _cost(sides, parties)
+    in_batches = options.batch is not None and options.batch_dir is None
+    if cost is not None and in_batches:
+        cost = _Range(cost.low * BATCH_SHARE, cost.high * BATCH_SHARE)
     return {
         "dry_run": True,
         "rows_in": rows,
@@ -145,6 +149,7 @@ def forecast(
         "tokens_in": _sum(side.tokens_in for side in sides.values()),
         "tokens_out": _sum(side.tokens_out for side in sides.values()),
         "cost_usd": None if cost is None else {"low": cost.low, "high": cost.high},
+        "in_batches": in_batches,
         "methods": {name: {"calls": calls.json()} for name, calls in by_method.items()},
         "roles": {
             role: {
@@ -186,7 +191,8 @@ def as_text(result: dict[str, Any]) -> str:
             lines.append(f"{side['model']}: no price is known; --price IN,OUT gives one")
     cost = result["cost_usd"]
     if cost is not None:
-        lines.append(f"cost: {usd(cost['low'])} to {usd(cost['high'])}")
+        half = ", in batches at half price" if result["in_batches"] else ""
+        lines.append(f"cost: {usd(cost['low'])} to {usd(cost['high'])}{half}")
     return "\n".join(lines)
 
 
@@ -293,7 +299,7 @@ def _add_up(
 ) -> None:
     party = roles[role]
     cap = output_cap(party.params) or math.inf
-    hidden = HIDDEN if "reasoning_effort" in party.params else 0
+    hidden = HIDDEN if party.params.keys() & {"reasoning_effort", "thinking"} else 0
     sample_cap = output_cap(roles[MODEL].params) if MODEL in roles else None
     sampled = (SAMPLED[0], min(SAMPLED[1], sample_cap or SAMPLED[1]))
     prompts = tokens.count_requests([call.messages for call in calls], party.name)

@@ -16,6 +16,7 @@ from clair_apo.build.parser import Unparsable
 from clair_apo.build.roles import JUDGING
 from clair_apo.build.templates import as_text
 from clair_apo.build.thinking import is_refusal, strip_thinking
+from clair_apo.llm.asking import in_turn
 from clair_apo.llm.chat import CallFailed
 
 if TYPE_CHECKING:
@@ -32,25 +33,21 @@ async def compare(talk: Talk, one: Answer, other: Answer) -> Judgement:
     """
     template, judges = talk.recipe.judge_template, talk.recipe.judges
     assert template is not None
-    verdicts: list[Verdict] = []
-    votes: list[int | str | None] = []
-    failure: CallFailed | None = None
-    for judge in judges:
+    form = _both_orders if template.form == PAIRWISE else _scores
+
+    async def opinion(judge: str) -> list[Verdict] | CallFailed:
         try:
-            found = await (_both_orders if template.form == PAIRWISE else _scores)(
-                talk, judge, template, (one, other)
-            )
+            return await form(talk, judge, template, (one, other))
         except CallFailed as failed:
             if len(judges) == 1 or failed.kind not in ABSTAINS:
                 raise
-            failure = failed
-            votes.append(None)
-            continue
-        verdicts += found
-        votes.append(_vote(found))
+            return failed
+
+    found = await in_turn(opinion(judge) for judge in judges)
+    verdicts = [verdict for each in found if isinstance(each, list) for verdict in each]
     if not verdicts:
-        assert failure is not None
-        raise failure
+        raise next(each for each in reversed(found) if isinstance(each, CallFailed))
+    votes = [_vote(each) if isinstance(each, list) else None for each in found]
     winner, undecided = _majority(votes)
     judgement = Judgement(tuple(verdicts), winner, undecided, votes.count(None))
     talk.comparisons.append(Comparison((one, other), judgement))
@@ -70,8 +67,9 @@ async def best_and_worst(talk: Talk, answers: Sequence[Answer]) -> Draft:
     balance = dict.fromkeys(range(len(distinct)), 0)
     decided: list[tuple[int, int, Judgement]] = []
     undecided: list[Judgement] = []
-    for first, second in combinations(range(len(distinct)), 2):
-        judgement = await compare(talk, distinct[first], distinct[second])
+    pairs = list(combinations(range(len(distinct)), 2))
+    judgements = await in_turn(compare(talk, distinct[first], distinct[second]) for first, second in pairs)
+    for (first, second), judgement in zip(pairs, judgements, strict=True):
         if judgement.winner is None:
             undecided.append(judgement)
             continue
@@ -91,24 +89,34 @@ async def best_and_worst(talk: Talk, answers: Sequence[Answer]) -> Draft:
 async def _both_orders(
     talk: Talk, judge: str, template: JudgeTemplate, answers: tuple[Answer, Answer]
 ) -> list[Verdict]:
-    found = []
-    for first in (0, 1):
-        mark, words = await _verdict(talk, judge, template, (answers[first].text, answers[1 - first].text))
-        winner = {"A": first, "B": 1 - first, "C": None}[mark]
-        found.append(Verdict(talk.recipe.names[judge], template.name, first, winner, None, words))
-    return found
+    shown = ((answers[first].text, answers[1 - first].text) for first in (0, 1))
+    found = await in_turn(_verdict(talk, judge, template, texts) for texts in shown)
+    return [
+        Verdict(
+            talk.recipe.names[judge],
+            template.name,
+            first,
+            {"A": first, "B": 1 - first, "C": None}[mark],
+            None,
+            words,
+        )
+        for first, (mark, words) in enumerate(found)
+    ]
 
 
 async def _scores(
     talk: Talk, judge: str, template: JudgeTemplate, answers: tuple[Answer, Answer]
 ) -> list[Verdict]:
-    found = []
-    for number, answer in enumerate(answers):
-        if (judge, answer.text) not in talk.scores:
-            talk.scores[judge, answer.text] = await _verdict(talk, judge, template, (answer.text,))
-        mark, words = talk.scores[judge, answer.text]
-        found.append(Verdict(talk.recipe.names[judge], template.name, number, None, int(mark), words))
-    return found
+    async def score(text: str) -> tuple[str, str]:
+        if (judge, text) not in talk.scores:
+            talk.scores[judge, text] = await _verdict(talk, judge, template, (text,))
+        return talk.scores[judge, text]
+
+    found = await in_turn(score(answer.text) for answer in answers)
+    return [
+        Verdict(talk.recipe.names[judge], template.name, number, None, int(mark), words)
+        for number, (mark, words) in enumerate(found)
+    ]
 
 
 async def _verdict(

@@ -20,12 +20,16 @@ if TYPE_CHECKING:
 
 EXAMPLE = """example:
   clair-apo build-pairs --input prompts.parquet --reviser gpt-4o --output pairs.parquet
+  clair-apo build-pairs --input prompts.parquet --reviser claude-sonnet-4-5 --api anthropic
+  clair-apo build-pairs --input prompts.parquet --reviser gpt-4o --batch submit
 
 Without a model flag both the model and the reviser are the small embedded one: for trying the
 pipeline, not for real data."""
 
 
-# As `clair_apo.build.methods` has them; the help must not load what they import.
+# As `clair_apo.llm.endpoint` and `clair_apo.build.methods` have them; the help must not load what these
+# import.
+APIS = ("openai", "anthropic")
 METHODS = ("clair", "on-policy-judge", "off-policy-judge", "stronger-preferred")
 
 
@@ -64,6 +68,7 @@ class BuildOptions:
     model: str | None = None
     model_url: str | None = None
     model_key_env: str | None = None
+    model_api: str | None = None
     model_temperature: float | None = None
     model_top_p: float | None = None
     model_max_tokens: int | None = None
@@ -72,6 +77,7 @@ class BuildOptions:
     reviser: str | None = None
     reviser_url: str | None = None
     reviser_key_env: str | None = None
+    reviser_api: str | None = None
     temperature: float | None = None
     top_p: float | None = None
     max_tokens: int | None = None
@@ -81,6 +87,7 @@ class BuildOptions:
     stronger: str | None = None
     stronger_url: str | None = None
     stronger_key_env: str | None = None
+    stronger_api: str | None = None
     stronger_temperature: float | None = None
     stronger_top_p: float | None = None
     stronger_max_tokens: int | None = None
@@ -89,6 +96,7 @@ class BuildOptions:
     judge: str | None = None
     judge_url: str | None = None
     judge_key_env: str | None = None
+    judge_api: str | None = None
     judge_temperature: float | None = None
     judge_top_p: float | None = None
     judge_max_tokens: int | None = None
@@ -96,6 +104,7 @@ class BuildOptions:
     judge_extra_body: Mapping[str, Any] | None = None
     judge_template: str | None = None
     verify: bool = False
+    api: str = "openai"
     concurrency: int = 64
     rpm: float | None = None
     tpm: float | None = None
@@ -115,6 +124,8 @@ class BuildOptions:
     drop: tuple[str, ...] = ()
     fresh: bool = False
     go_on: bool = False
+    batch: str | None = None
+    batch_dir: str | None = None
     retry_failed: bool = False
     json: bool = False
     quiet: bool = False
@@ -129,6 +140,8 @@ class BuildOptions:
                 "--fresh uses nothing of the earlier run, so it does not go together with "
                 "--continue or --retry-failed"
             )
+        if options.batch_dir and not options.batch:
+            raise UsageError("--batch-dir says where the files of --batch submit, status and collect are")
         options._check_columns()
         return options
 
@@ -354,6 +367,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
     group = parser.add_argument_group("calls")
     group.add_argument(
+        "--api",
+        choices=APIS,
+        default="openai",
+        help="what the servers speak: chat completions, as OpenAI's and most others do, or Anthropic's "
+        "Messages, with a --max-tokens of 4096 where none is given (default: %(default)s)",
+    )
+    group.add_argument(
         "--concurrency",
         type=positive,
         default=64,
@@ -387,6 +407,24 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=50,
         metavar="N",
         help="stop when so many rows in a row fail on the way (default: %(default)s; 0: never)",
+    )
+
+    group = parser.add_argument_group(
+        "batches",
+        "calls at half price within a day, in place of calls now: submit, and once they are done collect; "
+        "again while there is more to ask",
+    )
+    group.add_argument(
+        "--batch",
+        choices=["submit", "status", "collect"],
+        help="submit hands over every call that can be made and is not answered, collect takes the replies "
+        "and writes the tables once none is missing; a method that asks step by step takes several rounds",
+    )
+    group.add_argument(
+        "--batch-dir",
+        metavar="FOLDER",
+        help="no service, but files in FOLDER: submit writes NAME.requests.jsonl for `vllm run-batch`, "
+        "collect reads NAME.results.jsonl",
     )
 
     group = parser.add_argument_group("cost")
@@ -435,13 +473,21 @@ def _endpoint_arguments(group: argparse._ArgumentGroup, who: str, prefix: str) -
     group.add_argument(
         f"--{who}-url",
         metavar="URL",
-        help="base URL, without /chat/completions (default: $OPENAI_BASE_URL)",
+        help="base URL, without /chat/completions (default: $OPENAI_BASE_URL, $ANTHROPIC_BASE_URL)",
     )
     group.add_argument(
         f"--{who}-key-env",
         metavar="VAR",
-        help="environment variable with the key (default: OPENAI_API_KEY)",
+        help="environment variable with the key (default: OPENAI_API_KEY, ANTHROPIC_API_KEY)",
     )
+    if who == "judge":
+        group.add_argument(
+            "--judge-api", type=api_names, metavar="API[,API]", help="openai or anthropic (default: --api)"
+        )
+    else:
+        group.add_argument(
+            f"--{who}-api", choices=APIS, help="what its server speaks (default: that of --api)"
+        )
     group.add_argument(f"--{prefix}temperature", type=not_negative_float, metavar="T")
     group.add_argument(f"--{prefix}top-p", type=share, metavar="P")
     group.add_argument(f"--{prefix}max-tokens", type=positive, metavar="N")
@@ -452,6 +498,15 @@ def _endpoint_arguments(group: argparse._ArgumentGroup, who: str, prefix: str) -
         metavar="JSON",
         help="further fields of the request",
     )
+
+
+def api_names(text: object) -> str:
+    """One API, or one for each judge, with commas."""
+    names = [name.strip() for name in str(text).split(",")]
+    for name in names:
+        if name not in APIS:
+            raise argparse.ArgumentTypeError(f"{name!r} is no API; known are {', '.join(APIS)}")
+    return ",".join(names)
 
 
 def band(text: object) -> tuple[float, float]:
@@ -556,10 +611,11 @@ def _no_constant(name: str) -> None:
     raise ValueError(f"{name} is not JSON")
 
 
-def key_from(variable: str | None) -> str | None:
-    """The key that the environment holds. Raises UsageError for a named variable that is not set, or
-    for a key that no header can hold; the key itself is in no message."""
-    name = variable or "OPENAI_API_KEY"
+def key_from(variable: str | None, usual: str = "OPENAI_API_KEY") -> str | None:
+    """The key that the environment holds, under `usual` unless a variable is named. Raises UsageError for
+    a named variable that is not set, or for a key that no header can hold; the key itself is in no
+    message."""
+    name = variable or usual
     key = os.environ.get(name, "").strip()
     if variable and not key:
         raise UsageError(f"the environment variable {name} is not set, or empty")

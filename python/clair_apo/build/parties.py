@@ -25,13 +25,16 @@ from clair_apo.errors import ClairError, UsageError
 from clair_apo.llm.asking import Party
 from clair_apo.llm.chat import Backend
 from clair_apo.llm.endpoint import (
+    ANTHROPIC,
     DEFAULT_URL,
+    DEFAULT_URLS,
     Endpoint,
     EndpointClient,
     default_headers,
     default_url,
     normal_url,
 )
+from clair_apo.llm.messages import MAX_TOKENS
 from clair_apo.llm.prices import Price, list_price, read_prices
 
 LOCAL = "local:"
@@ -309,8 +312,8 @@ def _no_model(rows: int, own: int) -> str:
 
 def _named(options: BuildOptions, role: str, prices: _Prices) -> Party:
     """The party of a role that has one, as its flags say."""
-    name, url, key_env = (getattr(options, f"{role}{end}") for end in ("", "_url", "_key_env"))
-    return _party(options, role, name, url, key_env, _sampling(options, role), prices)
+    name, url, key_env, api = (getattr(options, role + end) for end in ("", "_url", "_key_env", "_api"))
+    return _party(options, role, name, url, key_env, api, _sampling(options, role), prices)
 
 
 def _stronger(options: BuildOptions, prices: _Prices) -> Party:
@@ -344,10 +347,11 @@ def _judges(options: BuildOptions, prices: _Prices) -> dict[str, Party]:
         return values * len(names) if len(values) == 1 else values
 
     urls, keys = each("--judge-url", options.judge_url), each("--judge-key-env", options.judge_key_env)
+    apis = each("--judge-api", options.judge_api)
     found = {}
-    for number, (name, url, key) in enumerate(zip(names, urls, keys, strict=True)):
+    for number, (name, url, key, api) in enumerate(zip(names, urls, keys, apis, strict=True)):
         role = JUDGE if not number else f"{JUDGE}-{number + 1}"
-        found[role] = _party(options, JUDGE, name, url, key, _sampling(options, JUDGE), prices)
+        found[role] = _party(options, JUDGE, name, url, key, api, _sampling(options, JUDGE), prices)
     return found
 
 
@@ -405,6 +409,7 @@ def _party(
     name: str | None,
     url: str | None,
     key_env: str | None,
+    api: str | None,
     params: dict[str, Any],
     prices: _Prices,
 ) -> Party:
@@ -417,13 +422,22 @@ def _party(
         if unknown:
             raise UsageError(f"--{role} {name} is in this process and takes no {unknown[0]}")
         return Party(name, params, None, prices.of(role, name, None))
-    key = key_from(key_env)
-    address = normal_url(url or default_url())
-    if address == DEFAULT_URL and key is None:
+    api = api or options.api
+    usual = "ANTHROPIC_API_KEY" if api == ANTHROPIC else "OPENAI_API_KEY"
+    key = key_from(key_env, usual)
+    address = normal_url(url, api=api) if url else default_url(api)
+    if options.batch_dir:  # nothing is called: files are written
+        if api == ANTHROPIC:
+            raise UsageError(
+                f"--batch-dir: vllm run-batch takes chat completions, not --{role}-api anthropic"
+            )
+    elif address == DEFAULT_URLS[api] and key is None:
         raise ClairError(
             f"no endpoint for --{role} {name or ''}: give --{role}-url for a server of "
-            "your own, or set OPENAI_API_KEY for OpenAI's"
+            f"your own, or set {usual} for {'Anthropic' if api == ANTHROPIC else 'OpenAI'}'s"
         )
+    if api == ANTHROPIC:  # such a request must say how long its reply may be
+        params = {"max_tokens": MAX_TOKENS, **params}
     endpoint = Endpoint(
         address,
         key,
@@ -433,7 +447,8 @@ def _party(
         options.rpm,
         options.tpm,
         options.stream,
-        default_headers(),
+        default_headers(api),
+        api,
     )
     known = name or _only_model(endpoint, role)
     return Party(known, params, endpoint, prices.of(role, known, endpoint))

@@ -16,6 +16,7 @@ from clair_apo.build.edits import parse_edits
 from clair_apo.build.parser import Parsed, Refused, Unparsable, parse
 from clair_apo.build.roles import REVISE, REVISER
 from clair_apo.build.templates import EDITS, Template, as_text
+from clair_apo.llm.asking import in_turn
 from clair_apo.llm.chat import WAY_FAILED, CallFailed, Message, Reply
 
 if TYPE_CHECKING:
@@ -45,18 +46,19 @@ async def revise(talk: Talk, answer: Answer, draw: int = 0) -> Answer:
 
 async def revisions(talk: Talk, answer: Answer, count: int) -> list[Answer]:
     """So many revisions, without those that could not be read. Raises CallFailed where none could."""
-    found: list[Answer] = []
-    failure: CallFailed | None = None
-    for draw in range(count):
+
+    async def one(draw: int) -> Answer | CallFailed:
         try:
-            found.append(await revise(talk, answer, draw))
+            return await revise(talk, answer, draw)
         except CallFailed as failed:
             if failed.kind in WAY_FAILED:
                 raise
-            failure = failed
+            return failed
+
+    ended = await in_turn(one(draw) for draw in range(count))
+    found = [each for each in ended if isinstance(each, Answer)]
     if not found:
-        assert failure is not None
-        raise failure
+        raise next(each for each in reversed(ended) if isinstance(each, CallFailed))
     return found
 
 

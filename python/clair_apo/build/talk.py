@@ -18,6 +18,7 @@ from clair_apo.build.roles import AFRESH, INPUT, MODEL, SAMPLE, STRONGER, judges
 from clair_apo.build.rows import InputRow
 from clair_apo.build.templates import Template, as_text
 from clair_apo.build.thinking import strip_thinking
+from clair_apo.llm.asking import in_turn
 from clair_apo.llm.chat import CallFailed, Message, Reply
 
 # How a pair is picked from answers of other models.
@@ -108,7 +109,7 @@ class Talk:
 
     async def own_answers(self, count: int) -> list[Answer]:
         """So many answers of the model's own."""
-        return [await self.own_answer(number) for number in range(count)]
+        return await in_turn(self.own_answer(number) for number in range(count))
 
     async def stronger_answer(self) -> Answer:
         """A fresh answer of the stronger model, which sees the prompt alone."""

@@ -6,10 +6,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 from clair_apo.llm import tokens
 from clair_apo.llm.chat import (
@@ -76,6 +76,28 @@ class Question:
             self.cost += cost_of_call(record, price)
 
 
+T = TypeVar("T")
+
+
+class Awaited(Exception):
+    """The reply is still to come, from a batch."""
+
+
+async def in_turn(asked: Iterable[Awaitable[T]]) -> list[T]:
+    """What each of some questions gives that do not hang on one another, in their order. Where a reply is
+    still to come, the others are asked before that is said."""
+    found: list[T] = []
+    awaited: Awaited | None = None
+    for each in asked:
+        try:
+            found.append(await each)
+        except Awaited as error:
+            awaited = error
+    if awaited is not None:
+        raise awaited
+    return found
+
+
 class Watcher(Protocol):
     """Hears of what happens, for the live view."""
 
@@ -100,6 +122,11 @@ class Asker:
         self.halted = True
         for backend in set(self.backends.values()):
             backend.halt()
+
+    @property
+    def looks_only(self) -> bool:
+        """Whether nothing is asked that is not on file."""
+        return not self.backends
 
     async def ask(
         self, question: Question, stage: str, role: str, messages: Sequence[Message], draw: int = 0
@@ -130,7 +157,7 @@ class Asker:
         question.used.append((key, question.repeat))
         record = self.ledger.get(key, question.repeat)
         body: object = None
-        if not self.backends:
+        if self.looks_only:
             if record is None:
                 raise RuntimeError("the ledger has no call for this row")
         elif self._stands(record):
@@ -149,7 +176,7 @@ class Asker:
         except CallFailed as failure:
             failure.tries = record.tries
             raise
-        looking = not self.backends and not record.counted
+        looking = self.looks_only and not record.counted
         if looking and tokens.was_cut(request.messages, record.tokens_in, record.model):
             return replace(reply, prompt_cut=True)
         return reply
@@ -178,7 +205,7 @@ class Asker:
             except CallFailed as failure:
                 outcome = failure
             seconds = time.monotonic() - begun
-            record = self._record(role, stage, party.name, request, outcome, seconds)
+            record = record_of(role, stage, request, outcome, seconds, self.ledger.start)
         finally:
             if reserved is not None:
                 self._settle(reserved, record)
@@ -201,40 +228,6 @@ class Asker:
             cost = self.spending.need(reserved) * record.tries
         self.spending.settle(reserved, cost, record.tokens_in or 0, record.tokens_out or 0)
 
-    def _record(
-        self,
-        role: str,
-        stage: str,
-        model: str,
-        request: Request,
-        outcome: Sent | CallFailed,
-        seconds: float,
-    ) -> Record:
-        whole = partial(
-            Record,
-            role,
-            model,
-            stage,
-            self.ledger.start,
-            time.time(),
-            seconds,
-            outcome.tries,
-            raw=outcome.raw,
-        )
-        if isinstance(outcome, CallFailed):
-            return whole(kind=outcome.kind, status=outcome.status, message=outcome.message)
-        usage, counted = _counted(request, outcome)
-        return whole(
-            kind=None,
-            status=200,
-            message=None,
-            request_id=outcome.request_id,
-            tokens_in=usage.tokens_in,
-            tokens_cached=usage.cached,
-            tokens_out=usage.tokens_out,
-            counted=counted,
-        )
-
     def _look_at(self, role: str, request: Request, record: Record) -> None:
         """Raises the alarm, once, where a server cuts prompts; the tables flag every one of them."""
         if self.watcher is None or self._looked_at >= LOOKED_AT or record.counted:
@@ -244,6 +237,44 @@ class Asker:
             self._looked_at = LOOKED_AT
             ours = tokens.count_requests([request.messages], record.model)[0]
             self.watcher.prompt_cut(role, ours, record.tokens_in or 0)
+
+
+def record_of(
+    role: str,
+    stage: str,
+    request: Request,
+    outcome: Sent | CallFailed,
+    seconds: float,
+    start: int,
+    *,
+    batched: bool = False,
+) -> Record:
+    """The record of a call that ended now. `start`: which start of the command it belongs to."""
+    whole = partial(
+        Record,
+        role,
+        request.model,
+        stage,
+        start,
+        time.time(),
+        seconds,
+        outcome.tries,
+        raw=outcome.raw,
+        batched=batched,
+    )
+    if isinstance(outcome, CallFailed):
+        return whole(kind=outcome.kind, status=outcome.status, message=outcome.message)
+    usage, counted = _counted(request, outcome)
+    return whole(
+        kind=None,
+        status=200,
+        message=None,
+        request_id=outcome.request_id,
+        tokens_in=usage.tokens_in,
+        tokens_cached=usage.cached,
+        tokens_out=usage.tokens_out,
+        counted=counted,
+    )
 
 
 def drawn(stage: str, draw: int) -> str:

@@ -15,6 +15,7 @@ from typing import Any, Protocol
 
 import orjson
 
+from clair_apo.llm.messages import as_completion, is_message
 from clair_apo.quoting import quoted
 
 Message = dict[str, str]
@@ -39,7 +40,8 @@ KINDS = (
 
 _CUT = {"length", "max_tokens", "max_output_tokens", "model_length"}
 _FILTERED = {"content_filter", "safety", "recitation", "prohibited_content"}
-_NO_ANSWER = {"tool_calls", "function_call", "error", "abort", "cancelled"}
+_NO_ANSWER = {"tool_calls", "function_call", "error", "abort", "cancelled", "pause_turn"}
+_FULL = {"model_context_window_exceeded"}
 
 
 class CallFailed(Exception):
@@ -186,7 +188,8 @@ def read(raw: str) -> object:
 
 
 def interpret(raw: str, at: float = 0.0, body: object = None) -> Reply:
-    """Reads a chat-completions body; `body` is what `read` made of it, where that was done before.
+    """Reads a body of chat completions, or of Anthropic's Messages; `body` is what `read` made of it, where
+    that was done before.
 
     Raises CallFailed: `invalid_reply` for what is no such JSON, `truncated`, `content_filter`, `refusal`
     or `empty` for a reply that is no whole answer.
@@ -201,6 +204,8 @@ def interpret(raw: str, at: float = 0.0, body: object = None) -> Reply:
         raise failed("invalid_reply", f"the reply is not JSON: {_start(raw)}")
     if not isinstance(body, dict):
         raise failed("invalid_reply", f"the reply is no JSON object: {_start(raw)}")
+    if is_message(body):
+        body = as_completion(body)
     choices = body.get("choices")
     if not isinstance(choices, list) or not choices or not isinstance(choices[0], dict):
         if body.get("error"):
@@ -216,6 +221,8 @@ def interpret(raw: str, at: float = 0.0, body: object = None) -> Reply:
         raise failed("content_filter", "the server's content filter stopped the reply")
     if isinstance(message.get("refusal"), str) and message["refusal"].strip():
         raise failed("refusal", f"the model refused: {_start(message['refusal'])}")
+    if reason in _FULL:
+        raise failed("context_length", "the prompt and the reply filled the model's context")
     usage = usage_of(body)
     text = _content(message.get("content"))
     if reason in _CUT:
@@ -250,6 +257,8 @@ def interpret(raw: str, at: float = 0.0, body: object = None) -> Reply:
 
 def usage_of(body: object) -> Usage:
     """The tokens that a body reports. Never raises."""
+    if isinstance(body, dict) and is_message(body):
+        body = as_completion(body)
     usage = body.get("usage") if isinstance(body, dict) else None
     if not isinstance(usage, dict):
         return Usage()

@@ -1,4 +1,4 @@
-"""A client for any OpenAI-compatible chat-completions endpoint.
+"""A client for any OpenAI-compatible chat-completions endpoint, and for Anthropic's Messages API.
 
 httpx over aiohttp's connections: without the pool of plain httpx, which stalls beyond a hundred of them.
 All calls go to one place, so they are handed to httpx's transport itself: its client decides anew for
@@ -25,9 +25,10 @@ from httpx_aiohttp import AiohttpTransport
 
 from clair_apo.errors import ClairError, StoppedEarly, UsageError
 from clair_apo.llm.chat import CallFailed, Request, Sent, State
+from clair_apo.llm.messages import VERSION, body_of
 from clair_apo.llm.pacing import Pacer, Patience, Turn, own_wait
 from clair_apo.llm.secrets import Secrets, basic_auth, shown_url
-from clair_apo.llm.stream import BrokenStream, StreamAssembler, StreamError, TooLong
+from clair_apo.llm.stream import BrokenStream, MessageAssembler, StreamAssembler, StreamError, TooLong
 from clair_apo.llm.wire import (
     Refusal,
     dislikes_stream_options,
@@ -37,7 +38,16 @@ from clair_apo.llm.wire import (
     told_status,
 )
 
+OPENAI, ANTHROPIC = "openai", "anthropic"
+APIS = (OPENAI, ANTHROPIC)
 DEFAULT_URL = "https://api.openai.com/v1"
+# As Anthropic's own clients have it: they add /v1 themselves, and so does ours.
+DEFAULT_URLS = {OPENAI: DEFAULT_URL, ANTHROPIC: "https://api.anthropic.com"}
+_URL_VARIABLES = {OPENAI: "OPENAI_BASE_URL", ANTHROPIC: "ANTHROPIC_BASE_URL"}
+# What a base URL may be given with, and what follows on it.
+_ENDINGS = {OPENAI: ("/chat/completions",), ANTHROPIC: ("/messages", "/v1")}
+_PATHS = {OPENAI: "", ANTHROPIC: "/v1"}
+_CALLS = {OPENAI: "/chat/completions", ANTHROPIC: "/messages"}
 CONNECT_SECONDS = 15.0
 # Shorter than the five seconds after which uvicorn closes an idle connection: a request that is sent
 # into a closing one is lost.
@@ -58,7 +68,8 @@ REDIRECTS = (301, 302, 303, 307, 308)
 
 @dataclass(frozen=True, slots=True)
 class Endpoint:
-    """Where to call, and how. `url` is without `/chat/completions`; `key` may be None. `rpm` and `tpm`
+    """Where to call, and how. `url` is without `/chat/completions`, for Anthropic's API without
+    `/v1/messages`; `key` may be None. `rpm` and `tpm`
     are requests and tokens a minute; `headers` are further ones, as pairs."""
 
     url: str
@@ -70,6 +81,39 @@ class Endpoint:
     tpm: float | None = None
     stream: bool = False
     headers: tuple[tuple[str, str], ...] = field(default=(), repr=False)
+    api: str = OPENAI
+
+    @property
+    def base(self) -> str:
+        """What all paths of the API follow on, without a query and credentials."""
+        parts = urlsplit(self.url)
+        host = parts.netloc.rpartition("@")[2]  # aiohttp takes no credentials beside a header of ours
+        return urlunsplit((parts.scheme, host, parts.path.rstrip("/") + _PATHS[self.api], "", ""))
+
+    def at(self, path: str) -> str:
+        """The URL of a path of the API."""
+        query = urlsplit(self.url).query
+        return f"{self.base}{path}" + (f"?{query}" if query else "")
+
+    @property
+    def calls(self) -> str:
+        """The path of a call."""
+        return _CALLS[self.api]
+
+    def request_headers(self) -> dict[str, str]:
+        """The headers of every request: whose it is, and the API's version."""
+        found = {"User-Agent": "clair-apo"}
+        if self.api == ANTHROPIC:
+            found["anthropic-version"] = VERSION
+        if self.key:
+            found |= (
+                {"x-api-key": self.key}
+                if self.api == ANTHROPIC
+                else {"Authorization": f"Bearer {self.key}"}
+            )
+        elif (basic := basic_auth(self.url)) is not None:
+            found["Authorization"] = f"Basic {basic}"
+        return found | dict(self.headers)
 
     @property
     def shown(self) -> str:
@@ -77,9 +121,9 @@ class Endpoint:
         return shown_url(self.url)
 
 
-def normal_url(url: str, given: str = "what is given as a URL") -> str:
-    """`url` without a trailing slash or `/chat/completions`. Raises UsageError for no http URL, in which
-    `given` says where it is from."""
+def normal_url(url: str, given: str = "what is given as a URL", api: str = OPENAI) -> str:
+    """`url` without a trailing slash or `/chat/completions` (`/v1/messages`). Raises UsageError for no
+    http URL, in which `given` says where it is from."""
     try:
         parts = urlsplit(url.strip())
         known = parts.scheme in ("http", "https") and bool(parts.hostname) and (parts.port or 1) > 0
@@ -87,7 +131,9 @@ def normal_url(url: str, given: str = "what is given as a URL") -> str:
         known = False
     if not known:  # it is not shown: it may be a key that took the wrong flag
         raise UsageError(f"{given} is not a URL such as http://localhost:8000/v1")
-    path = parts.path.rstrip("/").removesuffix("/chat/completions").rstrip("/")
+    path = parts.path.rstrip("/")
+    for ending in _ENDINGS[api]:
+        path = path.removesuffix(ending).rstrip("/")
     return urlunsplit((parts.scheme, parts.netloc, path, parts.query, ""))
 
 
@@ -101,36 +147,28 @@ class EndpointClient:
         self.endpoint = endpoint
         self.pacer = Pacer(endpoint.concurrency, endpoint.rpm, endpoint.tpm)
         self._on_retry = on_retry or (lambda kind: None)
-        self._wording = _Wording(endpoint.stream)
+        self._wording = _Wording(endpoint)
         self._has_moved: str | None = None
         self._long_refusals = 0
         self._tokens_out = 256.0  # of a reply, of late
-        parts = urlsplit(endpoint.url)
-        query = f"?{parts.query}" if parts.query else ""
-        host = parts.netloc.rpartition("@")[2]  # aiohttp takes no credentials beside a header of ours
-        base = urlunsplit((parts.scheme, host, parts.path.rstrip("/"), "", ""))
-        self._url = httpx.URL(f"{base}/chat/completions{query}")
-        self._models_url = httpx.URL(f"{base}/models{query}")
+        self._assembler = MessageAssembler if endpoint.api == ANTHROPIC else StreamAssembler
+        self._url = httpx.URL(endpoint.at(endpoint.calls))
+        self._models_url = httpx.URL(endpoint.at("/models"))
         self._secrets = Secrets(endpoint.url, endpoint.key, dict(endpoint.headers))
         headers = {
             "Content-Type": "application/json",
             "Accept": "text/event-stream" if endpoint.stream else "application/json",
             "Accept-Encoding": "gzip, deflate",  # what httpx unpacks wherever it is installed
-            "User-Agent": "clair-apo",
         }
-        if endpoint.key:
-            headers["Authorization"] = f"Bearer {endpoint.key}"
-        elif (basic := basic_auth(endpoint.url)) is not None:
-            headers["Authorization"] = f"Basic {basic}"
         self._headers = httpx.Headers(headers)
-        self._headers.update(dict(endpoint.headers))
+        self._headers.update(endpoint.request_headers())
         # The whole call has one deadline of its own; reading may be silent for all of it.
         timeout = httpx.Timeout(endpoint.timeout, connect=min(CONNECT_SECONDS, endpoint.timeout), pool=None)
         self._extensions = {"timeout": timeout.as_dict()}
         connections = max(endpoint.concurrency, 1)
         try:
             self._transport = AiohttpTransport(
-                proxy=_proxy_of(base),
+                proxy=_proxy_of(endpoint.base),
                 limits=httpx.Limits(
                     max_connections=connections,
                     max_keepalive_connections=connections,
@@ -283,11 +321,13 @@ class EndpointClient:
                 self.pacer.read(turn, headers)
             kind = headers.get("content-type", "").lower()
             if status == 200 and kind.startswith("text/event-stream"):
-                text = await _read_stream(response)
+                text = await _read_stream(response, self._assembler(MAX_REPLY_BYTES))
             else:
                 text = await _read(response)
                 if status == 200 and text.lstrip().startswith(STREAM_BEGINS):  # under another type
-                    text = _assembled(text.encode())
+                    assembler = self._assembler(MAX_REPLY_BYTES)
+                    assembler.feed(text.encode())
+                    text = assembler.body()
         except StreamError as error:
             raw = self._secrets.blank(error.raw)
             return refusal(self.endpoint.shown, status_inside(raw), headers, raw)
@@ -347,12 +387,16 @@ def _length(request: Request) -> int:
 class _Wording:
     """How requests are worded for one server. What it complained about is said otherwise from then on."""
 
-    def __init__(self, stream: bool) -> None:
-        self._stream = stream
+    def __init__(self, endpoint: Endpoint) -> None:
+        self._messages = endpoint.api == ANTHROPIC
+        self._stream = endpoint.stream
         self._stream_options = True
         self._caps: dict[str, tuple[str, str]] = {}  # by model: the name not to use, and the one to use
 
     def body(self, request: Request) -> dict[str, Any]:
+        if self._messages:
+            body = body_of(request.model, request.messages, request.params)
+            return {**body, "stream": True} if self._stream else body
         body = request.body()
         if (swap := self._caps.get(request.model)) is not None and swap[0] in body:
             body[swap[1]] = body.pop(swap[0])
@@ -366,7 +410,7 @@ class _Wording:
         """Whether the request can be worded so that the complaint is met."""
         if answer.moved:
             return True
-        if answer.failure.status not in (400, 422):
+        if self._messages or answer.failure.status not in (400, 422):
             return False
         if "stream_options" in sent and dislikes_stream_options(answer.words):
             self._stream_options = False
@@ -404,14 +448,7 @@ async def _read(response: httpx.Response) -> str:
         raise CallFailed("invalid_reply", "the reply is not UTF-8", status=200, raw=text) from error
 
 
-def _assembled(data: bytes) -> str:
-    assembler = StreamAssembler(MAX_REPLY_BYTES)
-    assembler.feed(data)
-    return assembler.body()
-
-
-async def _read_stream(response: httpx.Response) -> str:
-    assembler = StreamAssembler(MAX_REPLY_BYTES)
+async def _read_stream(response: httpx.Response, assembler: StreamAssembler) -> str:
     parts = response.aiter_bytes()
     async for part in parts:
         assembler.feed(part)
@@ -425,15 +462,19 @@ async def _read_stream(response: httpx.Response) -> str:
     return assembler.body()
 
 
-def default_url() -> str:
-    """The base URL that the environment names, or OpenAI's."""
-    named = os.environ.get("OPENAI_BASE_URL", "").strip()
-    return normal_url(named, "the environment's OPENAI_BASE_URL") if named else DEFAULT_URL
+def default_url(api: str = OPENAI) -> str:
+    """The base URL that the environment names, or the service's own."""
+    variable = _URL_VARIABLES[api]
+    named = os.environ.get(variable, "").strip()
+    return normal_url(named, f"the environment's {variable}", api) if named else DEFAULT_URLS[api]
 
 
-def default_headers() -> tuple[tuple[str, str], ...]:
+def default_headers(api: str = OPENAI) -> tuple[tuple[str, str], ...]:
     """Further headers that the environment names, as OpenAI's own clients read them: organisation,
-    project, and lines of `Name: value`. Raises UsageError for one that no header can hold."""
+    project, and lines of `Name: value`; none for Anthropic's API. Raises UsageError for one that no header
+    can hold."""
+    if api != OPENAI:
+        return ()
     found = [
         ("OpenAI-Organization", os.environ.get("OPENAI_ORG_ID", "").strip()),
         ("OpenAI-Project", os.environ.get("OPENAI_PROJECT_ID", "").strip()),

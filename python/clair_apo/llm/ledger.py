@@ -35,7 +35,8 @@ class LedgerError(ClairError):
 @dataclass(frozen=True, slots=True)
 class Record:
     """One finished call. `kind` is None where a reply arrived, whatever it says. Tokens are None where
-    there was no reply; `counted` says that they were counted here, since the server told none."""
+    there was no reply; `counted` says that they were counted here, since the server told none. `batched`: a
+    service's batch made the call, at its price."""
 
     role: str
     model: str
@@ -53,12 +54,13 @@ class Record:
     tokens_cached: int | None = None
     tokens_out: int | None = None
     counted: bool = False
+    batched: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Spent:
     """Sums over the life of the run folder, for one model in one role. `counted` is the number of calls
-    whose tokens were counted here."""
+    whose tokens were counted here; the last three are the part of the tokens that batches took."""
 
     role: str
     model: str
@@ -68,6 +70,9 @@ class Spent:
     tokens_cached: int = 0
     tokens_out: int = 0
     counted: int = 0
+    batch_in: int = 0
+    batch_cached: int = 0
+    batch_out: int = 0
 
 
 COLUMNS = [field.name for field in fields(Record)]
@@ -76,14 +81,12 @@ _INSERT = (
     f"INSERT INTO calls (live, key, repeat, {', '.join(COLUMNS)}) VALUES (1, ?, ?{', ?' * len(COLUMNS)})"
 )
 _SUPERSEDE = "UPDATE calls SET live = 0 WHERE key = ? AND repeat = ? AND live"
+_WHO = ("role", "model")
+_SUMS = [field.name for field in fields(Spent) if field.name not in _WHO]
 _ADD_UP = (
-    "INSERT INTO spent (role, model, calls, retries, tokens_in, tokens_cached, tokens_out, counted)"
-    " VALUES (?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (role, model) DO UPDATE SET"
-    " calls = calls + excluded.calls, retries = retries + excluded.retries,"
-    " tokens_in = tokens_in + excluded.tokens_in,"
-    " tokens_cached = tokens_cached + excluded.tokens_cached,"
-    " tokens_out = tokens_out + excluded.tokens_out,"
-    " counted = counted + excluded.counted"
+    f"INSERT INTO spent (role, model, {', '.join(_SUMS)}) VALUES (?, ?{', ?' * len(_SUMS)})"
+    " ON CONFLICT (role, model) DO UPDATE SET "
+    + ", ".join(f"{name} = {name} + excluded.{name}" for name in _SUMS)
 )
 
 
@@ -153,8 +156,7 @@ class Ledger:
         """What all calls have taken so far, by role and model."""
         with self._reading():
             rows = self._reader.execute(
-                "SELECT role, model, calls, retries, tokens_in, tokens_cached, tokens_out, counted"
-                " FROM spent ORDER BY role, model"
+                f"SELECT role, model, {', '.join(_SUMS)} FROM spent ORDER BY role, model"
             ).fetchall()
         return [Spent(*row) for row in rows]
 
@@ -293,14 +295,9 @@ def _sums(records: list[Record]) -> list[tuple[object, ...]]:
     """Rows of `spent` to add, one for each model in each role."""
     sums: dict[tuple[str, str], list[int]] = {}
     for record in records:
-        one = (
-            1,
-            record.tries - 1,
-            record.tokens_in or 0,
-            record.tokens_cached or 0,
-            record.tokens_out or 0,
-            int(record.counted),
-        )
+        tokens = (record.tokens_in or 0, record.tokens_cached or 0, record.tokens_out or 0)
+        batch = tokens if record.batched else (0, 0, 0)
+        one = (1, record.tries - 1, *tokens, int(record.counted), *batch)
         before = sums.get((record.role, record.model), [0] * len(one))
         sums[record.role, record.model] = [a + b for a, b in zip(before, one, strict=True)]
     return [(*who, *total) for who, total in sums.items()]

@@ -15,7 +15,7 @@ from pathlib import Path
 from clair_apo.errors import ClairError
 from clair_apo.llm.chat import read, usage_of
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 # A check of the whole file reads all of it; beyond this size only damage that was met is looked into.
 CHECKED_BYTES = 256 << 20
 
@@ -40,13 +40,15 @@ CREATE TABLE IF NOT EXISTS calls (
   tokens_in INTEGER,
   tokens_cached INTEGER,      -- a part of tokens_in
   tokens_out INTEGER,
-  counted INTEGER NOT NULL DEFAULT 0  -- 1: tokens were counted here
+  counted INTEGER NOT NULL DEFAULT 0, -- 1: tokens were counted here
+  batched INTEGER NOT NULL DEFAULT 0  -- 1: made by a service's batch, at its price
 );
 CREATE UNIQUE INDEX IF NOT EXISTS calls_live ON calls (key, repeat) WHERE live;
 CREATE TABLE IF NOT EXISTS facts (name TEXT PRIMARY KEY, value TEXT NOT NULL);
 CREATE TABLE IF NOT EXISTS spent (  -- sums over all calls, also those that stand no more
   role TEXT NOT NULL, model TEXT NOT NULL, calls INTEGER, retries INTEGER, tokens_in INTEGER,
-  tokens_cached INTEGER, tokens_out INTEGER, counted INTEGER, PRIMARY KEY (role, model)
+  tokens_cached INTEGER, tokens_out INTEGER, counted INTEGER, batch_in INTEGER NOT NULL DEFAULT 0,
+  batch_cached INTEGER NOT NULL DEFAULT 0, batch_out INTEGER NOT NULL DEFAULT 0, PRIMARY KEY (role, model)
 );
 """
 _NEW_IN_2 = (
@@ -58,6 +60,12 @@ _NEW_IN_2 = (
     "tokens_out INTEGER",
     "counted INTEGER NOT NULL DEFAULT 0",
 )
+_NEW_IN_3 = {
+    "calls": ("batched INTEGER NOT NULL DEFAULT 0",),
+    "spent": tuple(
+        f"{name} INTEGER NOT NULL DEFAULT 0" for name in ("batch_in", "batch_cached", "batch_out")
+    ),
+}
 
 
 def prepare(connection: sqlite3.Connection, path: Path) -> None:
@@ -68,6 +76,8 @@ def prepare(connection: sqlite3.Connection, path: Path) -> None:
         raise ClairError(f"{path} is no ledger of clair-apo ({error}); use another --output") from error
     if version == 1:
         _from_1(connection)
+    elif version == 2:
+        _from_2(connection)
     elif version is not None and version != SCHEMA_VERSION:
         raise ClairError(
             f"{path} was written by another version of clair-apo (ledger format {version}, this one writes "
@@ -235,7 +245,7 @@ def _version(connection: sqlite3.Connection) -> int | None:
 def _from_1(connection: sqlite3.Connection) -> None:
     """Version 1 had neither roles nor tokens a call; both follow from what it had."""
     connection.execute("BEGIN IMMEDIATE")
-    for column in _NEW_IN_2:
+    for column in _NEW_IN_2 + _NEW_IN_3["calls"]:
         connection.execute(f"ALTER TABLE calls ADD COLUMN {column}")
     row = connection.execute("SELECT value FROM facts WHERE name = 'settings'").fetchone()
     settings = json.loads(row[0]) if row else {}
@@ -253,9 +263,20 @@ def _from_1(connection: sqlite3.Connection) -> None:
     for statement in SCHEMA.split(";\n"):
         connection.execute(statement)
     connection.execute(
-        "INSERT INTO spent SELECT role, model, count(*), sum(tries - 1), sum(coalesce(tokens_in, 0)),"
+        "INSERT INTO spent (role, model, calls, retries, tokens_in, tokens_cached, tokens_out, counted)"
+        " SELECT role, model, count(*), sum(tries - 1), sum(coalesce(tokens_in, 0)),"
         " sum(coalesce(tokens_cached, 0)), sum(coalesce(tokens_out, 0)), 0 FROM calls GROUP BY role, model"
     )
     connection.execute("DROP TABLE totals")
+    connection.execute("UPDATE facts SET value = ? WHERE name = 'schema'", (json.dumps(SCHEMA_VERSION),))
+    connection.execute("COMMIT")
+
+
+def _from_2(connection: sqlite3.Connection) -> None:
+    """Version 2 knew no batches."""
+    connection.execute("BEGIN IMMEDIATE")
+    for table, columns in _NEW_IN_3.items():
+        for column in columns:
+            connection.execute(f"ALTER TABLE {table} ADD COLUMN {column}")
     connection.execute("UPDATE facts SET value = ? WHERE name = 'schema'", (json.dumps(SCHEMA_VERSION),))
     connection.execute("COMMIT")

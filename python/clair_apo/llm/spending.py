@@ -21,6 +21,8 @@ OUTPUT_MARGIN = 1.5
 # Over our own count of a prompt: other tokenizers than the one we count with.
 INPUT_MARGIN = 1.1
 FIRST_INPUT_RATIO = 1.2
+# What a service's batch costs of the price of single calls: half, at OpenAI and at Anthropic.
+BATCH_SHARE = 0.5
 
 
 def cost_of(spent: Iterable[Spent], prices: Mapping[tuple[str, str], Price]) -> float | None:
@@ -33,12 +35,15 @@ def cost_of(spent: Iterable[Spent], prices: Mapping[tuple[str, str], Price]) -> 
                 return None
             continue
         total += price.cost(item.tokens_in, item.tokens_out, item.tokens_cached)
+        saved = price.cost(item.batch_in, item.batch_out, item.batch_cached)
+        total -= (1 - BATCH_SHARE) * saved
     return total
 
 
 def cost_of_call(record: Record, price: Price) -> float:
     """USD for one call; 0 where it took no tokens that are known."""
-    return price.cost(record.tokens_in or 0, record.tokens_out or 0, record.tokens_cached or 0)
+    usd = price.cost(record.tokens_in or 0, record.tokens_out or 0, record.tokens_cached or 0)
+    return usd * BATCH_SHARE if record.batched else usd
 
 
 @dataclass(slots=True)

@@ -1,5 +1,6 @@
 """A streamed reply put together: server-sent events in, the JSON text of a plain body out, which
-`chat.interpret` then judges as if the reply had not been streamed.
+`chat.interpret` then judges as if the reply had not been streamed. Chat completions and Anthropic's
+Messages have a class each.
 """
 
 from __future__ import annotations
@@ -81,14 +82,16 @@ class StreamAssembler:
             raise self._failure
         if self._bytes > self._limit or not (self.done or self._finish):
             raise BrokenStream("the stream ended before the reply was whole")
+        try:
+            return _json(self._whole())
+        except RecursionError as error:
+            raise BrokenStream(_TOO_DEEP) from error
+
+    def _whole(self) -> dict[str, Any]:
         message = {"role": self._role, "content": None}
         message.update((name, _joined(pieces)) for name, pieces in self._pieces.items())
         choice = {"index": 0, "message": message, "finish_reason": self._finish}
-        body = {"object": "chat.completion", **self._head, "choices": [choice] if self._answered else []}
-        try:
-            return _json(body)
-        except RecursionError as error:
-            raise BrokenStream(_TOO_DEEP) from error
+        return {"object": "chat.completion", **self._head, "choices": [choice] if self._answered else []}
 
     def _end_line(self) -> None:
         line = b"".join(self._begun_line).rstrip(b"\r\n")
@@ -160,6 +163,57 @@ class StreamAssembler:
                     raise BrokenStream("the stream holds a message unlike the pieces before it")
                 before.clear()
             before.extend(pieces)
+
+
+class MessageAssembler(StreamAssembler):
+    """The same for a stream of Anthropic's Messages API, which ends with `message_stop`.
+
+    Events: https://platform.claude.com/docs/en/build-with-claude/streaming.
+    """
+
+    def __init__(self, limit: int) -> None:
+        super().__init__(limit)
+        self._message: dict[str, Any] = {}
+        self._blocks: dict[int, dict[str, Any]] = {}
+        self._said: dict[tuple[int, str], list[Any]] = {}
+
+    def _whole(self) -> dict[str, Any]:
+        for (index, name), pieces in self._said.items():
+            self._blocks[index][name] = _text(pieces)
+        return {**self._message, "content": [self._blocks[index] for index in sorted(self._blocks)]}
+
+    def _take(self, event: object, text: str) -> None:
+        if not isinstance(event, dict):
+            raise BrokenStream("the stream holds an event that is no JSON object")
+        kind = event.get("type")
+        if kind == "error":
+            raise StreamError(f"the server reports: {error_text(event)}", text)
+        try:
+            if kind == "message_start":
+                self._message = dict(event["message"])
+            elif kind == "content_block_start":
+                self._begin_block(int(event["index"]), dict(event["content_block"]))
+            elif kind == "content_block_delta":
+                self._add(int(event["index"]), event["delta"])
+            elif kind == "message_delta":
+                self._message.update(event["delta"])
+                told = {name: value for name, value in event.get("usage", {}).items() if value is not None}
+                self._message["usage"] = {**(self._message.get("usage") or {}), **told}
+            elif kind == "message_stop":
+                self.done = True
+        except (KeyError, TypeError, ValueError, AttributeError):
+            raise BrokenStream(f"the stream holds an event of type {kind} that cannot be read") from None
+
+    def _begin_block(self, index: int, block: dict[str, Any]) -> None:
+        self._blocks[index] = block
+        for name in ("text", "thinking"):
+            if isinstance(block.get(name), str):
+                self._said[index, name] = [block[name]]
+
+    def _add(self, index: int, delta: dict[str, Any]) -> None:
+        for name in ("text", "thinking"):  # signatures, and input of tools, are nothing to read
+            if delta["type"] == f"{name}_delta":
+                self._said[index, name].append(delta[name])
 
 
 def _piece(part: Any) -> Any:

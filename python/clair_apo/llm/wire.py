@@ -7,14 +7,15 @@ from dataclasses import dataclass
 
 from clair_apo.errors import StoppedEarly
 from clair_apo.llm.chat import NOT_JSON, CallFailed, error_text, read
+from clair_apo.llm.messages import status_of
 from clair_apo.llm.rates import retry_after
 
 CAPS = ("max_tokens", "max_completion_tokens")
 
 NO_QUOTA = "The account has no quota left. Add credit and run the same command again: it goes on from here."
 WRONG_KEY = (
-    "The key was not accepted. Keys come from OPENAI_API_KEY or the variable that --reviser-key-env or "
-    "--model-key-env names; set it and run the same command again."
+    "The key was not accepted. Keys come from OPENAI_API_KEY (ANTHROPIC_API_KEY with --api anthropic) or "
+    "the variable that --reviser-key-env or --model-key-env names; set it and run the same command again."
 )
 
 _LENGTH_CODES = ("context_length_exceeded", "string_above_max_length")
@@ -29,7 +30,14 @@ _LENGTH_WORDS = (
     "longer than the maximum",
 )
 _NOT_TAKEN = ("unsupported", "not supported", "unrecognized", "unknown", "not permitted", "extra")
-_QUOTA_CODES = ("insufficient_quota", "billing_hard_limit_reached", "insufficient_balance")
+_QUOTA_CODES = (
+    "insufficient_quota",
+    "billing_hard_limit_reached",
+    "insufficient_balance",
+    "enforced_spend_limit_reached",
+)
+# What Anthropic says with a 400 where no call could do better.
+_QUOTA_WORDS = ("credit balance is too low", "reached your specified")
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +73,8 @@ def refusal(where: str, status: int, headers: Mapping[str, str], raw: str) -> Re
         failure = CallFailed(kind, message, status=status, raw=raw)
         return Refusal(failure, retry_after(headers) if again else None, again, stop, words)
 
-    if status == 402 or (status in (429, 403) and code in _QUOTA_CODES):
+    no_quota = status in (429, 403) and code in _QUOTA_CODES
+    if status == 402 or no_quota or (status == 400 and any(w in words.lower() for w in _QUOTA_WORDS)):
         return failed("rate_limited", stop=NO_QUOTA)
     if status == 401:
         return failed("http_4xx", stop=WRONG_KEY)
@@ -79,7 +88,11 @@ def refusal(where: str, status: int, headers: Mapping[str, str], raw: str) -> Re
         return failed("http_5xx", again=told != "false")
     if status in (408, 409):
         return failed("timeout" if status == 408 else "http_4xx", again=told != "false")
-    if code in _LENGTH_CODES or (status in (400, 413, 422) and _speaks_of_length(words)):
+    if (
+        code == "request_too_large"
+        or code in _LENGTH_CODES
+        or (status in (400, 413, 422) and _speaks_of_length(words))
+    ):
         return failed("context_length")
     if code in ("content_filter", "content_policy_violation"):
         return failed("content_filter")
@@ -93,7 +106,10 @@ def status_inside(raw: str) -> int:
     told = told_status(body)
     if told is not None:
         return told
-    return 400 if _code(body) in _LENGTH_CODES or _speaks_of_length(error_text(body)) else 500
+    code = _code(body)
+    if (known := status_of(code)) is not None:
+        return known
+    return 400 if code in _LENGTH_CODES or _speaks_of_length(error_text(body)) else 500
 
 
 def told_status(body: object) -> int | None:
@@ -128,7 +144,9 @@ def _code(body: object) -> str:
     error = body.get("error", body) if isinstance(body, dict) else None
     if not isinstance(error, dict):
         return ""
+    details = error.get("details")
     named = [error.get(name) for name in ("code", "type")]
+    named += [details.get("error_code")] if isinstance(details, dict) else []
     known = [name for name in named if isinstance(name, str) and name]
     # Some send a number as the code and the word as the type, or the word as either.
     return next((name for name in known if name in _QUOTA_CODES + _LENGTH_CODES), known[0] if known else "")
