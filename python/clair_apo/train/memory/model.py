@@ -49,12 +49,13 @@ def empty_policy(
 ) -> Policy:
     """The policy as a run on `device` makes it, its parameters without contents. To be called within
     `without_contents`."""
-    from transformers import AutoModelForCausalLM
+    import transformers
 
+    causal_lm: Any = transformers.AutoModelForCausalLM  # not typed
     attention.register()
     # On the meta device first: what initialises and adapts modules there asks for no contents.
     with unset_fake_temporarily(), torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(copy.deepcopy(config), dtype=dtype)
+        model = causal_lm.from_config(copy.deepcopy(config), dtype=dtype)
 
         without_dropout(model)
         shares, _ = sharing(model, options, longest, device)

@@ -239,11 +239,9 @@ def plan_memory(
                 some = [imagined(size, tokens // size, share=policy.share) for size in sizes]
                 return max(run_pass(policy, batch, twice=False).head for batch in some)
 
-            passes = Passes(
-                *([run_pass(policy, batch, twice=twice) for batch in batches] for twice in (False, True)),
-                kinds,
-                head,
-            )
+            keeping = [run_pass(policy, batch, twice=False) for batch in batches]
+            twice = [run_pass(policy, batch, twice=True) for batch in batches]
+            passes = Passes(keeping, twice, kinds, head)
             state = standing(parameters, low_bits, moments, spread, live=live, cuda=kind == "cuda")
             choice = choose(
                 passes,

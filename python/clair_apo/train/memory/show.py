@@ -31,16 +31,16 @@ def text(plan: MemoryPlan) -> str:
             _line("activations around the layers", moment.outside),
             _line("head's chunk and gradients, or backward pass", moment.transient),
         ]
-    lines = [line for line in lines if line is not None]
-    lines += [
+    said = [line for line in lines if line is not None]
+    said += [
         f"{'':46}------",
         _sum("at the peak", plan.peak),
         _sum("there is", plan.room.size, plan.room.source),
     ]
     if choice is not None:
-        lines += ["", *_picked(plan)]
-    lines += ["", *_kept(plan)]
-    return "\n".join(lines)
+        said += ["", *_picked(plan)]
+    said += ["", *_kept(plan)]
+    return "\n".join(said)
 
 
 def _picked(plan: MemoryPlan) -> list[str]:

@@ -44,12 +44,12 @@ class Made:
     size: int
 
 
-class Ledger(TorchDispatchMode):
+class Ledger(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's own hook of subclasses
     """Adds up the storages that are made while it is entered and live still: `live`, and `peak` since
     `mark`."""
 
     def __init__(self, known: Sequence[Tensor] = ()) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.live = self.peak = 0
         self.layer: int | None = None
         self.part = ""
@@ -296,4 +296,5 @@ def _tensors(batch: Packed) -> list[Tensor]:
 
 def empty_batch(batch: Packed) -> Packed:
     """Its shapes. To be called within `without_contents`."""
-    return Packed(*(torch.empty_like(t) for t in _tensors(batch)), batch.branches, batch.entries)
+    input_ids, position_ids, rows, targets = (torch.empty_like(t) for t in _tensors(batch))
+    return Packed(input_ids, position_ids, rows, targets, batch.branches, batch.entries)
