@@ -14,6 +14,8 @@ import pyarrow.parquet as pq
 
 from loopback import Loopback
 
+ROOT = Path(__file__).resolve().parent.parent
+
 COMMAND = [sys.executable, "-m", "clair_apo.cli"]
 
 

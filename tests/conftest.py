@@ -12,9 +12,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))  # the helpers beside this file
 
-from cli import write_prompts
-
-ROOT = Path(__file__).resolve().parent.parent
+from cli import ROOT, write_prompts
 
 
 @pytest.fixture(scope="session")

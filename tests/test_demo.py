@@ -11,8 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from cli import environment, rows
-from conftest import ROOT
+from cli import ROOT, environment, rows
 
 
 @pytest.mark.timeout(900)

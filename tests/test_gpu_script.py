@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from conftest import ROOT
+from cli import ROOT
 
 SCRIPT = ROOT / "benchmarks" / "gpu" / "run.sh"
 pytest.importorskip("triton", reason="kernels are tried in Triton's interpreter")

@@ -22,8 +22,7 @@ from clair_apo.build.methods.off_policy_judge import by_rating
 from clair_apo.build.options import METHODS
 from clair_apo.cli import main
 from clair_apo.errors import ClairError, StoppedEarly, UsageError
-from cli import clair, dropped, failures, rows, start, write_prompts
-from conftest import ROOT
+from cli import ROOT, clair, dropped, failures, rows, start, write_prompts
 from loopback import Answer as Said
 from loopback import Asked, Loopback, error, marked
 from players import Players, always_first, longer, real_players, roles
