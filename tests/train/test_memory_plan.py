@@ -18,6 +18,7 @@ from transformers import (
     GptOssConfig,
     LlamaConfig,
     MixtralConfig,
+    T5Config,
 )
 from transformers.models.llama.modeling_llama import LlamaMLP
 
@@ -334,6 +335,11 @@ def test_what_hangs_on_contents_is_said(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr(LlamaMLP, "forward", forward)
     with pytest.raises(ClairError, match="cannot be planned"):
         plan(small("Llama"), kernels="plain")
+
+
+def test_models_that_write_nothing_are_said() -> None:
+    with pytest.raises(ClairError, match=r"cannot be planned: Unrecognized configuration class .*T5Config"):
+        plan(T5Config())
 
 
 # --- the command ---------------------------------------------------------------------------------

@@ -257,6 +257,13 @@ def plan_memory(
             f"the memory of {one_line(options.model)} cannot be planned: what its layers keep hangs on the "
             f"contents of tensors, not on their shapes alone ({one_line(str(error), 100)})"
         ) from error
+    except ClairError:
+        raise
+    except Exception as error:  # a run must not end because its plan cannot be made
+        raise ClairError(
+            f"the memory of {one_line(options.model)} cannot be planned: "
+            f"{one_line(str(error) or type(error).__name__, 200)}"
+        ) from error
     return MemoryPlan(
         model=options.model,
         held=held.text(),
