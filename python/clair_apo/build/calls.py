@@ -19,7 +19,7 @@ from clair_apo.build.progress import Progress
 from clair_apo.build.rows import Input, InputRow
 from clair_apo.build.talk import Recipe, Talk
 from clair_apo.errors import ClairError, StoppedEarly
-from clair_apo.llm.asking import Asker, Awaited, Question
+from clair_apo.llm.asking import Asker, Awaited, NotOnFile, Question
 from clair_apo.llm.chat import CallFailed, Halted, Message, Reply
 
 # How long calls in flight may still come home after Ctrl-C: they are paid.
@@ -66,13 +66,13 @@ async def attempt(
             last = len(collected.used)
         return await asker.ask(collected, stage, role, messages, draw)
 
-    talk = Talk(recipe, row, ask)
+    talk = Talk(recipe, row, ask, live=bool(asker.backends))
     try:
         draft = await method(row, talk)
         return await finished(draft, talk)
     except CallFailed as failure:
         return Failed(talk.stage, failure, tuple(collected.used[last:]))
-    except (ClairError, Awaited, Halted, RuntimeError):
+    except (ClairError, Awaited, Halted, NotOnFile):
         raise
     except Exception as error:
         if method.name in BUILT_IN:
@@ -86,6 +86,8 @@ async def finished(draft: Draft, talk: Talk) -> Draft:
     """The draft with its verdicts, where the recipe wants them and there are none yet, and with what the
     talk collected."""
     recipe = talk.recipe
+    if not isinstance(draft, Draft):  # of a method of the user's own
+        raise TypeError(f"it returned a {type(draft).__name__}, not a Draft")
     if recipe.verify and not draft.undecided and draft.judgement is None and not draft.unchanged:
         draft.judgement = await talk.judge(draft.chosen, draft.rejected)
     draft.replies, draft.comparisons = talk.replies, talk.comparisons
@@ -93,13 +95,14 @@ async def finished(draft: Draft, talk: Talk) -> Draft:
 
 
 def finish_now(coroutine: Coroutine[Any, Any, Draft | Failed]) -> Draft | Failed:
-    """The result of a coroutine that waits for nothing."""
+    """The result of a coroutine that waits for nothing. Raises ClairError for one that does."""
     try:
         coroutine.send(None)
     except StopIteration as done:
         result: Draft | Failed = done.value
         return result
-    raise RuntimeError("a method waited for something other than its calls")
+    coroutine.close()
+    raise ClairError("a method awaited something else than its calls, and so gives no table")
 
 
 @dataclass(slots=True)
@@ -231,7 +234,7 @@ def forget_failed(method: Method, recipe: Recipe, row: InputRow, asker: Asker) -
     question = Question(row.content, row.repeat)
     try:
         outcome = finish_now(attempt(method, recipe, row, Asker(asker.ledger, asker.parties), question))
-    except RuntimeError:
+    except NotOnFile:
         return  # never finished: there is nothing to take back
     if isinstance(outcome, Failed):
         asker.ledger.forget(

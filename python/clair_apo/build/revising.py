@@ -91,7 +91,7 @@ async def rounds(talk: Talk, answer: Answer) -> Draft:
 async def most_contrastive(talk: Talk, answer: Answer, revised: Sequence[Answer]) -> Draft:
     """The pair of `answer` and that one of its revisions which changed the least of it (and something).
     With `verify` the judge is asked about one after the other, until it finds one better."""
-    ratios = [await edit_ratio(answer.text, each.text) for each in revised]
+    ratios = [await edit_ratio(answer.text, each.text, talk.live) for each in revised]
     order = sorted(range(len(revised)), key=lambda number: ratios[number])
     changed: list[Answer] = []
     for number in order:
@@ -110,19 +110,15 @@ async def most_contrastive(talk: Talk, answer: Answer, revised: Sequence[Answer]
     return judged[0]
 
 
-async def edit_ratio(original: str, revision: str) -> float:
-    """The character distance over the longer length; long texts keep nobody waiting."""
+async def edit_ratio(original: str, revision: str, live: bool) -> float:
+    """The character distance over the longer length; long texts keep no `live` calls waiting."""
 
     def measure() -> float:
         return float(text.levenshtein_ratio([original], [revision])[0].as_py())
 
-    if len(original) + len(revision) < LONG_TEXTS:
-        return measure()
-    try:
-        asyncio.get_running_loop()
-    except RuntimeError:  # the tables are being written: nothing waits for this
-        return measure()
-    return await asyncio.to_thread(measure)
+    if live and len(original) + len(revision) >= LONG_TEXTS:
+        return await asyncio.to_thread(measure)
+    return measure()
 
 
 class _Revising:
@@ -173,7 +169,7 @@ class _Revising:
 
     async def nearer(self, first: Parsed, reply: Reply, minimality: Band) -> tuple[Parsed, Reply]:
         """The first revision, or a second one that lies nearer to the band."""
-        ratio = await edit_ratio(self._answer, first.revision)
+        ratio = await self._ratio(first)
         if ratio in minimality:
             return first, reply
         messages = self._template.ask_nearer(self._asked, reply.text, too_much=ratio > minimality.high)
@@ -182,11 +178,12 @@ class _Revising:
             second = self._read(second_reply)
         except (CallFailed, Unparsable):
             return first, reply  # the first one is still a revision
-        if minimality.distance(await edit_ratio(self._answer, second.revision)) < minimality.distance(
-            ratio
-        ):
+        if minimality.distance(await self._ratio(second)) < minimality.distance(ratio):
             return second, second_reply
         return first, reply
+
+    async def _ratio(self, parsed: Parsed) -> float:
+        return await edit_ratio(self._answer, parsed.revision, self._talk.live)
 
     async def _reply(self, messages: list[Message], *, again: bool = False) -> Reply:
         return await self._talk.ask(

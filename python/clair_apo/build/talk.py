@@ -71,10 +71,11 @@ class Recipe:
 
 class Talk:
     """What a method may ask for one row. Every operation raises CallFailed with the kind that the row fails
-    with, where a reply cannot be used."""
+    with, where a reply cannot be used. `live`: calls are under way, and are not to be kept waiting."""
 
-    def __init__(self, recipe: Recipe, row: InputRow, ask: Ask) -> None:
+    def __init__(self, recipe: Recipe, row: InputRow, ask: Ask, *, live: bool = False) -> None:
         self.recipe = recipe
+        self.live = live
         self.row = row
         self.stage = INPUT
         self.replies: list[Reply] = []

@@ -36,6 +36,10 @@ DRAWS_APART = 101
 LOOKED_AT = 50
 
 
+class NotOnFile(Exception):
+    """The ledger has no such call, and there is nobody to ask."""
+
+
 @dataclass(frozen=True, slots=True)
 class Party:
     """Who is asked: a name, the parameters of its requests, where it is, and what it costs."""
@@ -134,7 +138,8 @@ class Asker:
         """The reply of `role`. A reply that was cut off is asked for once more, with twice the room. `draw`
         tells equal requests of one row apart, each of which is to be answered.
 
-        Raises CallFailed where there is none to use, Halted after `halt`.
+        Raises CallFailed where there is none to use, Halted after `halt`, NotOnFile without backends where
+        the ledger has no reply.
         """
         party = self.parties[role]
         request = Request(party.name, messages, party.params)
@@ -159,7 +164,7 @@ class Asker:
         body: object = None
         if self.looks_only:
             if record is None:
-                raise RuntimeError("the ledger has no call for this row")
+                raise NotOnFile
         elif self._stands(record):
             if record is not None and record.start < self.ledger.start:
                 question.reused.add((key, question.repeat))
