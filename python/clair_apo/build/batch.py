@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import os
 import shlex
 from collections import Counter
@@ -312,18 +313,15 @@ class _Writing:
             for path in self._folder.iterdir():
                 if path not in kept and path.name.endswith((".part", ".requests.jsonl")):
                     path.unlink()
-        self._spending: Spending | None = None
-        if options.max_cost is not None:
-            spent = job.ledger.spent()
-            usd = cost_of(spent, job.parties.prices((item.role, item.model) for item in spent))
-            if usd is None:
-                raise UsageError(
-                    "--max-cost: this run folder holds calls to a model whose price is not known"
-                )
-            self._spending = Spending(options.max_cost, usd + job.book.reserved)
-            for role in job.parties.roles:
-                if (longest := job.ledger.longest_output(role)) is not None:
-                    self._spending.remember(role, longest)
+        spent = job.ledger.spent()
+        usd = cost_of(spent, job.parties.prices((item.role, item.model) for item in spent))
+        if usd is None and options.max_cost is not None:
+            raise UsageError("--max-cost: this run folder holds calls to a model whose price is not known")
+        cap = math.inf if options.max_cost is None else options.max_cost
+        self._spending = Spending(cap, (usd or 0.0) + job.book.reserved)
+        for role in job.parties.roles:
+            if (longest := job.ledger.longest_output(role)) is not None:
+                self._spending.remember(role, longest)
 
     def take(self, call: Call, stage: str, role: str, request: Request) -> None:
         if call in self._taken:
@@ -332,11 +330,10 @@ class _Writing:
         assert party.endpoint is not None
         service = FILES if self._job.options.batch_dir else party.endpoint.api
         need = self._need(role, request)
-        if self._spending is not None:
-            if self.left_out or self._spending.spent + need > self._spending.cap:
-                self.left_out += 1
-                return
-            self._spending.spent += need
+        if self.left_out or self._spending.spent + need > self._spending.cap:
+            self.left_out += 1
+            return
+        self._spending.spent += need
         self._taken.add(call)
         line = request_line(service, party.endpoint.url, call, request) + b"\n"
         file = self._files.get((role, stage))
@@ -369,7 +366,7 @@ class _Writing:
     def _need(self, role: str, request: Request) -> float:
         """USD that a call may cost at most."""
         party = self._job.parties.roles[role]
-        if self._spending is None or party.price is None:
+        if party.price is None:
             return 0.0
         ours = tokens.count_requests([request.messages], party.name)[0]
         usd = self._spending.need(Reserved(role, party.price, ours, output_cap(request.params)))

@@ -14,6 +14,7 @@ from typing import Any
 
 import orjson
 
+from clair_apo.errors import ClairError
 from clair_apo.llm.chat import NOT_JSON, CallFailed, Request, Sent, read
 from clair_apo.llm.endpoint import ANTHROPIC, DEFAULT_URLS, OPENAI, Endpoint
 from clair_apo.llm.messages import body_of
@@ -80,16 +81,20 @@ def request_line(service: str, url: str, call: Call, request: Request) -> bytes:
 
 
 class Requests:
-    """The requests of a batch on disk: which calls they are, and what each asks."""
+    """The requests of a batch on disk: which calls they are, and what each asks. Raises ClairError for a
+    damaged file."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
         self._at: dict[Call, int] = {}
         with path.open("rb") as file:
             at = 0
-            for line in file:
-                if (call := call_of(orjson.loads(line)["custom_id"])) is not None:
-                    self._at[call] = at
+            for number, line in enumerate(file, 1):
+                body = read(line.decode("utf-8", "replace"))
+                call = call_of(body.get("custom_id")) if isinstance(body, dict) else None
+                if call is None:
+                    raise ClairError(f"{path}: line {number} is no request of a batch; the file is damaged")
+                self._at[call] = at
                 at += len(line)
 
     def __contains__(self, call: object) -> bool:
