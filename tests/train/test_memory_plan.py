@@ -181,6 +181,7 @@ from clair_apo.train.memory.trace import imagined
 from clair_apo.train.options import TrainOptions
 from clair_apo.train.load import sharing
 from clair_apo.train.optim import make_optimizer
+from clair_apo.train.kernels.layers import install
 from clair_apo.train.policy import Policy
 from transformers import AutoModelForCausalLM
 
@@ -199,6 +200,7 @@ before = status("VmRSS")
 model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
 sharing(model, options, 512, cpu)
 policy = Policy(model, budget=options.activation_budget).train()
+install.install(model, install.makes("lean"))
 optimizer = make_optimizer(policy.named_parameters(), options)
 batch = imagined(512, 2)
 for step in range(2):

@@ -47,6 +47,7 @@ def steps_of_a_layer(shape: tuple[int, int], steps: int) -> Any:
         yield (size * (torch.randn(shape, generator=rng) + drift) * wave).bfloat16()
 
 
+@pytest.mark.timeout(900)  # half a minute where nothing else runs
 def test_ten_thousand_small_steps_follow_float32_and_bare_bf16_does_not() -> None:
     """docs/training.md: at a rate of 2e-7, the way that weights went is AdamW's in float32 to 8%."""
     shape, rate, steps = (16, 256), 2e-7, 10_000
