@@ -325,7 +325,7 @@ def test_numbers_that_are_none_stop_the_run_in_words(run: Any, tmp_path: Path) -
         ({"label_smoothing": 0.1}, "defined for dpo"),
         ({"sharding": "fsdp"}, "needs several processes"),
         ({"attention": "varlen"}, "CUDA only"),
-        ({"kernels": "fused"}, "--kernels fused is not possible here: .*TRITON_INTERPRET=1.*; plain is"),
+        ({"kernels": "fused"}, "fused is not possible here: .*TRITON_INTERPRET=1.*; lean and plain are"),
         ({"lora_alpha": 4}, "needs --lora-rank"),
         ({"eval_steps": 4}, "needs --eval-pairs"),
         ({"objective": "sft", "sft_weight": 1}, "sft itself needs none"),
