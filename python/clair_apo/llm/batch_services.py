@@ -7,6 +7,7 @@ https://platform.claude.com/docs/en/build-with-claude/batch-processing.
 from __future__ import annotations
 
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime
@@ -48,7 +49,7 @@ class Gone(ClairError):
     """The service does not know the batch, or has its results no more."""
 
 
-class Service:
+class Service(ABC):
     """The batches of one endpoint; a context manager."""
 
     def __init__(self, endpoint: Endpoint) -> None:
@@ -87,23 +88,24 @@ class Service:
             batch.state = OPEN
             save()
 
-    def upload(self, batch: Batch) -> None:
+    def upload(self, batch: Batch) -> None:  # noqa: B027  # only some services have it
         """Brings the requests to the service, where that is a step of its own."""
 
+    @abstractmethod
     def create(self, batch: Batch) -> Refusal | None:
         """Creates the batch, or says what it was refused with. Raises ClairError where that is not told."""
-        raise NotImplementedError
 
+    @abstractmethod
     def find(self, batch: Batch, known: set[str]) -> str | None:
         """The service's name for a batch of which it is not known whether it was created."""
-        raise NotImplementedError
 
+    @abstractmethod
     def state(self, batch: Batch) -> State:
-        raise NotImplementedError
+        """Where an open batch stands."""
 
+    @abstractmethod
     def fetch(self, batch: Batch) -> None:
         """Brings all results of an ended batch into its file."""
-        raise NotImplementedError
 
     def _post(self, path: str, content: Callable[[], dict[str, Any]]) -> dict[str, Any] | Refusal:
         """One POST of what `content` makes anew for each try. A 429 is tried again, since nothing came of
