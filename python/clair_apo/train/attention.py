@@ -97,21 +97,20 @@ def plain(
     """
     _check(module, branches, kwargs)
     query, key = _as_value(value, query, key)
+    branches = branches or ()
+    lengths = [n for b in branches for n in (b.prefix + b.chosen, b.rejected)]
+    # Split, not sliced: the gradient of a slice is as large as all of it, and zero elsewhere.
+    sides = list(zip(*(x.split(lengths, dim=2) for x in (query, key, value)), strict=True))
     parts = []
-    for start, prefix, chosen, rejected in branches or ():
-        split = start + prefix + chosen
-        if split > start:
-            q, k, v = (x[:, :, start:split] for x in (query, key, value))
-            parts.append(_attend(q, k, v, scaling, dropout, softcap))
+    for (_, prefix, chosen, rejected), first, rest in zip(branches, sides[::2], sides[1::2], strict=True):
+        if prefix + chosen:
+            parts.append(_attend(*first, scaling, dropout, softcap))
         if rejected:
-            q, k, v = (
-                torch.cat([x[:, :, start : start + prefix], x[:, :, split : split + rejected]], dim=2)
-                for x in (query, key, value)
-            )
+            q, k, v = (torch.cat([x[:, :, :prefix], y], dim=2) for x, y in zip(first, rest, strict=True))
             # A mask has all keys multiplied with all queries, which a causal pass halves: where the rest is
             # the longer part, running the prefix once more and leaving it out is less.
             again = rejected >= prefix and softcap is None
-            out = _attend(q if again else q[:, :, prefix:], k, v, scaling, dropout, softcap)
+            out = _attend(q if again else rest[0], k, v, scaling, dropout, softcap)
             parts.append(out[:, :, prefix:] if again else out)
     return torch.cat(parts, dim=2).transpose(1, 2), None
 
