@@ -26,8 +26,9 @@ lint: $(VENV)/.dev
 rust-test: $(VENV)/.dev
 	$(CARGO) test --release --workspace
 
+# A process for each core. PyTorch's own threads would only wait for each other then.
 python-test: $(VENV)/.dev
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist worksteal
 
 # The Rust tests once more as aarch64 code, in an emulator. Skipped, with a word of why, where that is missing.
 test-neon:
