@@ -100,11 +100,12 @@ def plain(
     branches = branches or ()
     lengths = [n for b in branches for n in (b.prefix + b.chosen, b.rejected)]
     # Split, not sliced: the gradient of a slice is as large as all of it, and zero elsewhere.
-    sides = list(zip(*(x.split(lengths, dim=2) for x in (query, key, value)), strict=True))
+    sides = list(zip(*(torch.split(x, lengths, dim=2) for x in (query, key, value)), strict=True))
     parts = []
     for (_, prefix, chosen, rejected), first, rest in zip(branches, sides[::2], sides[1::2], strict=True):
         if prefix + chosen:
-            parts.append(_attend(*first, scaling, dropout, softcap))
+            q, k, v = first
+            parts.append(_attend(q, k, v, scaling, dropout, softcap))
         if rejected:
             q, k, v = (torch.cat([x[:, :, :prefix], y], dim=2) for x, y in zip(first, rest, strict=True))
             # A mask has all keys multiplied with all queries, which a causal pass halves: where the rest is

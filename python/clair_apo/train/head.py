@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -130,7 +130,8 @@ class _TokenLogps(torch.autograd.Function):
         for part in _parts(slice(0, len(targets)), _rows_at_once(weight.shape[0], ctx.chunk_bytes)):
             softmax = _Softmax(head, hidden[part], targets[part])
             sink.add(part, softmax.gradient(coefficients[part]))
-        return sink.hidden, sink.weight, None, sink.bias, None, None
+        of_hidden, of_weight, of_bias = sink.gradients
+        return of_hidden, of_weight, None, of_bias, None, None
 
 
 class _Sink:
@@ -149,6 +150,10 @@ class _Sink:
         self._of_weight = of_weight
         self.weight: Tensor | None = None  # made by the first chunk
         self.bias = torch.zeros_like(bias) if bias is not None and of_weight else None
+
+    @property
+    def gradients(self) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        return self.hidden, self.weight, self.bias
 
     def add(self, part: slice, logits: Tensor) -> None:
         if self.hidden is not None:
@@ -187,36 +192,13 @@ def pair_losses(
 
     `hidden` [K, H], `targets` [K] int64 are the entries to score, pair by pair as `entries` say.
     Returns the sum of `losses` (float64, the only one with a gradient), and the sums of chosen and
-    rejected answers (float64 [pairs]).
+    rejected answers (float64 [pairs]). Pairs are taken as many at a time as their logits fit; one pair that
+    does not fit by itself makes its logits twice, as `token_logps` does.
     """
-    loss, chosen, rejected = _PairLosses.apply(
-        hidden, weight, targets, bias, tuple(entries), losses, shape, chunk_bytes, torch.is_grad_enabled()
-    )
-    return loss, chosen, rejected
 
-
-class _PairLosses(torch.autograd.Function):
-    """Pairs are taken as many at a time as their logits fit; one pair that does not fit by itself makes its
-    logits twice, as `token_logps` does."""
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        hidden: Tensor,
-        weight: Tensor,
-        targets: Tensor,
-        bias: Tensor | None,
-        entries: tuple[Entries, ...],
-        losses: PairLosses,
-        shape: HeadShape,
-        chunk_bytes: int,
-        grad_enabled: bool,
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    def make(hidden: Tensor, weight: Tensor, bias: Tensor | None, wanted: Sequence[bool]) -> Made:
         head = _Head(weight, bias, shape)
-        wanted = ctx.needs_input_grad
-        sink = None
-        if grad_enabled and (wanted[0] or wanted[1]):
-            sink = _Sink(hidden, weight, bias, wanted[0], wanted[1])
+        sink = _Sink(hidden, weight, bias, wanted[0], wanted[1]) if wanted[0] or wanted[1] else None
         at_once = _rows_at_once(weight.shape[0], chunk_bytes)
         total = hidden.new_zeros((), dtype=torch.float64)
         sums = []
@@ -240,18 +222,51 @@ class _PairLosses(torch.autograd.Function):
                     softmax = _Softmax(head, hidden[part], targets[part])
                 here = coefficients[part.start - first : part.stop - first]
                 sink.add(part, softmax.gradient(here))
-        ctx.sink = sink
         chosen, rejected = (torch.cat(side) for side in zip(*sums, strict=True))
-        ctx.mark_non_differentiable(chosen, rejected)
-        return total, chosen, rejected
+        return Made(total, chosen, rejected, sink.gradients if sink else (None, None, None))
+
+    return made_forward(hidden, weight, bias, make)
+
+
+class Made(NamedTuple):
+    """The summed loss of pairs, the log-probabilities of their answers, and the gradients of hidden rows,
+    weight and bias, where they are wanted."""
+
+    loss: Tensor
+    chosen: Tensor
+    rejected: Tensor
+    gradients: tuple[Tensor | None, Tensor | None, Tensor | None]
+
+
+# From hidden rows, weight and bias, and which of their gradients are wanted.
+Make = Callable[[Tensor, Tensor, "Tensor | None", Sequence[bool]], Made]
+
+
+def made_forward(
+    hidden: Tensor, weight: Tensor, bias: Tensor | None, make: Make
+) -> tuple[Tensor, Tensor, Tensor]:
+    """What `make` gives, whose gradients become those of its loss: they are made in the forward pass."""
+    loss, chosen, rejected = _MadeForward.apply(hidden, weight, bias, make, torch.is_grad_enabled())
+    return loss, chosen, rejected
+
+
+class _MadeForward(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, make: Make, grad_enabled: bool
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        # Within a function of autograd gradients are never enabled, so the caller says whether they were.
+        made = make(hidden, weight, bias, [grad_enabled and each for each in ctx.needs_input_grad[:3]])
+        ctx.gradients = made.gradients
+        ctx.mark_non_differentiable(made.chosen, made.rejected)
+        return made.loss, made.chosen, made.rejected
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Any:
-        sink: _Sink = ctx.sink
-        ctx.sink = None
+        gradients, ctx.gradients = ctx.gradients, None
         # Scaling gradients that are made already would cost a pass over them: losses are scaled before.
         torch._assert_async(grads[0] == 1)
-        return sink.hidden, sink.weight, None, sink.bias, None, None, None, None, None
+        return *gradients, None, None
 
 
 def weigh(

@@ -34,7 +34,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from clair_apo.train.head import PLAIN_HEAD, HeadShape, PairLosses, groups, weigh
+from clair_apo.train.head import PLAIN_HEAD, HeadShape, Made, PairLosses, groups, made_forward, weigh
 from clair_apo.train.kernels.head import launch
 from clair_apo.train.kernels.head.launch import Head, Softmax
 
@@ -78,65 +78,9 @@ def pair_losses(
     Returns the sum of `losses` (float64, the only one with a gradient), and the sums of chosen and
     rejected answers (float64 [pairs]).
     """
-    loss, chosen, rejected = _PairLosses.apply(
-        hidden,
-        weight,
-        targets,
-        bias,
-        tuple(entries),
-        losses,
-        shape,
-        chunk_bytes,
-        slice_columns,
-        torch.is_grad_enabled(),  # within a function of autograd it never is
-    )
-    return loss, chosen, rejected
 
-
-class _TokenLogps(torch.autograd.Function):
-    @staticmethod
-    def forward(
-        ctx: Any,
-        hidden: Tensor,
-        weight: Tensor,
-        targets: Tensor,
-        bias: Tensor | None,
-        shape: HeadShape,
-        slice_columns: int,
-    ) -> Tensor:
-        head = Head(launch.aligned(weight), bias, shape)
-        logps, softmax, _ = launch.distributions(head, launch.aligned(hidden), targets)
-        ctx.save_for_backward(hidden, weight, targets, bias, softmax.highest, softmax.sums)
-        ctx.shape, ctx.slice_columns = shape, slice_columns
-        return logps
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> Any:
-        hidden, weight, targets, bias, highest, sums = ctx.saved_tensors
-        head = Head(launch.aligned(weight), bias, ctx.shape)
-        sink = _Sink(hidden, weight, bias, ctx.needs_input_grad)
-        rows = slice(0, len(targets))
-        sink.by_slices(head, rows, targets, Softmax(highest, sums), grads[0].float(), ctx.slice_columns)
-        return sink.hidden, sink.weight, None, sink.finished_bias(), None, None
-
-
-class _PairLosses(torch.autograd.Function):
-    @staticmethod
-    def forward(
-        ctx: Any,
-        hidden: Tensor,
-        weight: Tensor,
-        targets: Tensor,
-        bias: Tensor | None,
-        entries: tuple[Entries, ...],
-        losses: PairLosses,
-        shape: HeadShape,
-        chunk_bytes: int,
-        slice_columns: int,
-        grad_enabled: bool,
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        wanted = ctx.needs_input_grad
-        sink = _Sink(hidden, weight, bias, wanted) if grad_enabled and any(wanted) else None
+    def make(hidden: Tensor, weight: Tensor, bias: Tensor | None, wanted: Sequence[bool]) -> Made:
+        sink = _Sink(hidden, weight, bias, wanted) if any(wanted) else None
         head = Head(launch.aligned(weight), bias, shape)
         rows_of = launch.aligned(hidden)
         at_once = max(1, chunk_bytes // (hidden.element_size() * weight.shape[0]))
@@ -160,18 +104,39 @@ class _PairLosses(torch.autograd.Function):
             else:
                 launch.gradients(kept, maxima, targets[rows], logps, softmax, coefficients, shape.scale)
                 sink.whole(head, rows, kept)
-        ctx.sink = sink
         chosen, rejected = (torch.cat(side) for side in zip(*sums, strict=True))
-        ctx.mark_non_differentiable(chosen, rejected)
-        return total, chosen, rejected
+        return Made(total, chosen, rejected, sink.gradients if sink else (None, None, None))
+
+    return made_forward(hidden, weight, bias, make)
+
+
+class _TokenLogps(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        targets: Tensor,
+        bias: Tensor | None,
+        shape: HeadShape,
+        slice_columns: int,
+    ) -> Tensor:
+        head = Head(launch.aligned(weight), bias, shape)
+        logps, softmax, _ = launch.distributions(head, launch.aligned(hidden), targets)
+        ctx.save_for_backward(hidden, weight, targets, bias, softmax.highest, softmax.sums)
+        ctx.shape, ctx.slice_columns = shape, slice_columns
+        return logps
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Any:
-        sink: _Sink = ctx.sink
-        ctx.sink = None
-        # Scaling gradients that are made already would cost a pass over them: losses are scaled before.
-        torch._assert_async(grads[0] == 1)
-        return sink.hidden, sink.weight, None, sink.finished_bias(), None, None, None, None, None, None
+        hidden, weight, targets, bias, highest, sums = ctx.saved_tensors
+        head = Head(launch.aligned(weight), bias, ctx.shape)
+        needs = ctx.needs_input_grad
+        sink = _Sink(hidden, weight, bias, (needs[0], needs[1], needs[3]))
+        rows = slice(0, len(targets))
+        sink.by_slices(head, rows, targets, Softmax(highest, sums), grads[0].float(), ctx.slice_columns)
+        of_hidden, of_weight, of_bias = sink.gradients
+        return of_hidden, of_weight, None, of_bias, None, None
 
 
 class _Sink:
@@ -183,14 +148,16 @@ class _Sink:
         self.weight = torch.empty_like(weight) if wanted[1] else None
         self._bias = bias
         self._of_bias = None
-        if bias is not None and wanted[3]:
+        if bias is not None and wanted[2]:
             self._of_bias = torch.zeros_like(bias, dtype=torch.float32)
         self._begun = False
 
-    def finished_bias(self) -> Tensor | None:
-        if self._of_bias is None or self._bias is None:
-            return None
-        return self._of_bias.to(self._bias.dtype)
+    @property
+    def gradients(self) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        of_bias = None
+        if self._of_bias is not None and self._bias is not None:
+            of_bias = self._of_bias.to(self._bias.dtype)
+        return self.hidden, self.weight, of_bias
 
     def whole(self, head: Head, rows: slice, logits: Tensor) -> None:
         """Takes the gradients `logits` [n, V] of some rows."""
