@@ -8,12 +8,12 @@ import gc
 import json
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from typing import Any
 
 from clair_apo import files, terminal
-from clair_apo.build import answers, batch, forecast, judge_templates, summary, templates
+from clair_apo.build import answers, batch, forecast, judge_templates, renaming, summary, templates
 from clair_apo.build.calls import Interrupted, make_calls
 from clair_apo.build.methods import Method, load
 from clair_apo.build.options import BuildOptions
@@ -76,6 +76,8 @@ def build(options: BuildOptions) -> dict[str, Any]:
     source = Input(options.input, _columns(options, methods), options.limit, options.sample, options.seed)
     files.check_output(options.output_path)
     _check_distinct(source, methods, options)
+    names = [method.name for method in methods]
+    renaming.plan(options, names, source.paths)  # what cannot be is told before anything is asked
     survey = source.survey()
     parties = resolve(options, methods, survey)
     recipe = parties.recipe(options)
@@ -95,20 +97,23 @@ def build(options: BuildOptions) -> dict[str, Any]:
         with Progress(survey.rows, options.quiet) as progress, _fewer_collections():
             _announce(progress, parties, survey, methods, ledger, options)
             handed = None
+            partial = False
             if options.batch:
                 job = batch.Job(source, methods, recipe, parties, options, ledger, book, progress)
                 handed = batch.submit(job) if options.batch == "submit" else batch.collect(job)
-                if options.batch == "submit" or handed["open"] or handed["to_submit"]:
+                partial = bool(handed["open"] or handed.get("to_submit"))
+                if options.batch == "submit" or (partial and not handed["ready"]):
                     return {"batch": handed}
             asker = Asker(ledger, parties.roles, watcher=progress)
             if not options.batch:
                 run(_ask(source, methods, recipe, asker, parties, options, progress), asker.halt)
+            renaming.carry_out(renaming.plan(options, names, source.paths), options, progress.say)
             tables: dict[str, Counts] = {}
             for method in methods:
                 progress.writing()
                 looking = Asker(ledger, parties.roles)
                 tables[method.name] = write_tables(
-                    source, survey, method, recipe, looking, options, progress
+                    source, survey, method, recipe, looking, options, progress, partial=partial
                 )
         result = summary.as_json(
             tables,
@@ -273,11 +278,12 @@ def _check_settings(ledger: Ledger, now: dict[str, Any], options: BuildOptions) 
     """Refuses to mix replies to different questions in one run folder."""
     before = ledger.fact("settings")
     if before is not None and not options.go_on:
+        then, here = _in_any_order(before), _in_any_order(now)
         changed = [
             name
             for name in {**now, **before}
-            if (before.get(name) is not None and name in now and now[name] != before[name])
-            or (name in PLAIN_IF_UNSET and now.get(name) != before.get(name))
+            if (then.get(name) is not None and name in here and here[name] != then[name])
+            or (name in PLAIN_IF_UNSET and here.get(name) != then.get(name))
         ]
         if changed:
             lines = [
@@ -296,6 +302,17 @@ def _check_settings(ledger: Ledger, now: dict[str, Any], options: BuildOptions) 
         if now.get(name) is None and name not in PLAIN_IF_UNSET
     }
     ledger.set_fact("settings", {**now, **kept})
+
+
+def _in_any_order(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings as they are compared: the same methods and the same judges in another order are the same
+    run."""
+    found = {**settings, "method": sorted(settings["method"].split(","))}
+    if settings.get("judge"):
+        judges, urls = (settings[name].split(", ") for name in ("judge", "judge-url"))
+        if len(judges) > 1:
+            found |= {"judge": sorted(judges), "judge-url": sorted(zip(judges, urls, strict=True))}
+    return found
 
 
 def _shown_flags(options: BuildOptions) -> dict[str, Any]:
