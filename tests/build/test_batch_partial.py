@@ -61,7 +61,7 @@ def test_the_pairs_that_are_there(
         assert main([*command, "--reviser-url", server.url, "--batch", "collect"]) == 0
         said = capsys.readouterr().out
         assert "4 calls are in open batches" in said
-        assert "2 calls are to be made" in said
+        assert "2 calls can be made by now" in said
         assert "6 waiting  for replies from batches" in said
         part = json.loads((tmp_path / "p.run" / "summary.json").read_text())
         assert (part["rows_in"], part["kept"], part["failed"], part["waiting"]) == (13, 5, 2, 6)
@@ -109,3 +109,68 @@ def test_a_method_that_waits_for_its_next_round(tmp_path: Path) -> None:
         assert (done := go("collect", known))["waiting"] == 0
         assert done["kept"] == 4
         assert len(rows(tmp_path / "p.on-policy-judge.parquet")) == 2
+
+
+def test_tables_never_hold_less_than_they_did(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A judge is put behind a finished run, in batches: its tables stay until they can be written whole."""
+    prompts = [f"Question {number}?" for number in range(4)]
+    players = Players(revisions={p: f"Answer to {p} And more." for p in prompts})
+    players.revisions[prompts[0]] = f"Answer to {prompts[0]}"  # no change, so no judge is asked
+    answers = [f"Answer to {p}" for p in prompts]
+    source, out = (
+        write_prompts(tmp_path / "in.parquet", prompt=prompts, response=answers),
+        tmp_path / "p.parquet",
+    )
+    with BatchLoopback(players) as server:
+        known = {"input": str(source), "output": str(out), "reviser": "reviser", "reviser_url": server.url}
+        build_pairs(**known)
+        before = texts(out)
+        known |= {"judge": "judge", "judge_url": server.url, "verify": True}
+        assert go("submit", known)["submitted"] == 6
+        server.finish(0.5, "expired")
+        held = go("collect", known)
+        assert (held["replies"], held["to_submit"], "rows_in" in held) == (3, 3, False)
+        assert (held["ready"] + held["waiting"], texts(out)) == (4, before)
+        command = [
+            f"--{name.replace('_', '-')}={value}" for name, value in known.items() if value is not True
+        ]
+        assert main(["build-pairs", *command, "--verify", "--batch", "collect"]) == 0
+        assert "no tables were written: " in capsys.readouterr().out
+        go("submit", known)
+        server.finish()
+        assert go("collect", known)["kept"] == 3
+        assert [row["judge_winner"] for row in rows(out)] == ["chosen"] * 3
+
+
+def test_what_fails_while_something_before_it_is_to_come(tmp_path: Path) -> None:
+    """The judge declines in one order and is to be asked again in the other: the row waits for that, and
+    ends as it does without batches."""
+    prompts = [f"Question {number}?" for number in range(2)]
+
+    def judge(prompt: str, a: str, b: str) -> str:
+        if prompt == prompts[1]:
+            return "[[A]]" if len(a) > len(b) else "[[B]]"
+        return "It depends." if len(a) > len(b) else "I'm sorry, but I can't help with that."
+
+    players = Players(revisions={p: f"Answer to {p} And more." for p in prompts}, judges={"judge": judge})
+    answers = [f"Answer to {p}" for p in prompts]
+    with BatchLoopback(players) as server:
+        known = {
+            "input": str(write_prompts(tmp_path / "in.parquet", prompt=prompts, response=answers)),
+            "output": str(tmp_path / "p.parquet"),
+            "reviser": "reviser",
+            "judge": "judge",
+            "verify": True,
+            **{f"{role}_url": server.url for role in ("reviser", "judge")},
+        }
+        for to_submit in (4, 1, 0):
+            go("submit", known)
+            server.finish()
+            done = go("collect", known)
+            assert (done["to_submit"], done["open"]) == (to_submit, 0)
+        assert (done["kept"], done["waiting"], done["judge"]["no_verdict"]) == (2, 0, {"unparsable": 1})
+        build_pairs(**{**known, "output": str(tmp_path / "q.parquet")})
+    verdicts = [(row["judge_winner"], row["judge_verdicts"]) for row in rows(tmp_path / "p.parquet")]
+    assert verdicts == [
+        (row["judge_winner"], row["judge_verdicts"]) for row in rows(tmp_path / "q.parquet")
+    ]

@@ -54,7 +54,10 @@ GIVEN = {"method": "off-policy-judge", "answer_columns": "prompt,response"}
         ({**REVISER, "judge_temperature": 0}, "--judge-temperature: no judge is asked here"),
         ({**REVISER, "judge_key_env": "PATH"}, "--judge-key-env: it goes with --judge"),
         ({**OTHERS, "temperature": 0.5}, "--temperature: it is of the reviser"),
-        ({**OTHERS, "extra_body": {"seed": 1}}, "--model-extra-body is of the model to be aligned"),
+        (
+            {**OTHERS, "extra_body": {"seed": 1}},
+            "for others there is --model-extra-body and --judge-extra-body",
+        ),
         (
             {**REVISER, "method": "stronger-preferred", "stronger": "s", "stronger_url": AT},
             "--reviser: --method stronger-preferred asks no reviser",
@@ -63,6 +66,7 @@ GIVEN = {"method": "off-policy-judge", "answer_columns": "prompt,response"}
             {**REVISER, "method": "stronger-preferred", "stronger_api": "openai"},
             "--stronger-api: it goes with",
         ),
+        ({"api": "anthropic"}, "--api: nobody who is asked over it is named"),
         ({"reviser_key_env": "PATH"}, "--reviser-key-env: it goes with --reviser"),
         ({"reasoning_effort": "low"}, "takes no reasoning_effort"),
         ({"reviser": "local:smollm2", "reviser_api": "openai"}, "so --reviser-api has no meaning"),

@@ -92,6 +92,8 @@ def test_the_table_of_one_method_gets_its_name_with_several(
             "p.parquet": ({"stronger-preferred"}, 4),
         }
         assert "p.clair.parquet holds pairs of an earlier start with clair" in capsys.readouterr().err
+        # What the other methods were asked with stays noted, and is no change where they are not run.
+        clair_apo.build_pairs(**flags(tmp_path, server, ["stronger-preferred"], continue_=False))
         clair_apo.build_pairs(**flags(tmp_path, server, ["clair"], fresh=True, continue_=False))
         assert held(tmp_path) == {
             "p.parquet": ({"clair"}, 3),

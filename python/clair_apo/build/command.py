@@ -63,6 +63,8 @@ def _words(result: dict[str, Any], options: BuildOptions) -> str:
     if options.dry_run:
         return forecast.as_text(result)
     parts = [batch.as_text(result["batch"])] if "batch" in result else []
+    if "rows_in" not in result and (waiting := result["batch"].get("waiting")):
+        parts.append(f"no tables were written: {waiting:,} pairs still wait for replies")
     return "\n".join(parts + ([summary.as_text(result, options)] if "rows_in" in result else []))
 
 
@@ -97,12 +99,11 @@ def build(options: BuildOptions) -> dict[str, Any]:
         with Progress(survey.rows, options.quiet) as progress, _fewer_collections():
             _announce(progress, parties, survey, methods, ledger, options)
             handed = None
-            partial = False
             if options.batch:
                 job = batch.Job(source, methods, recipe, parties, options, ledger, book, progress)
                 handed = batch.submit(job) if options.batch == "submit" else batch.collect(job)
-                partial = bool(handed["open"] or handed.get("to_submit"))
-                if options.batch == "submit" or (partial and not handed["ready"]):
+                whole = options.batch == "collect" and not handed["waiting"]
+                if not whole and not _tells_more(handed, survey.rows * len(methods), options):
                     return {"batch": handed}
             asker = Asker(ledger, parties.roles, watcher=progress)
             if not options.batch:
@@ -113,7 +114,7 @@ def build(options: BuildOptions) -> dict[str, Any]:
                 progress.writing()
                 looking = Asker(ledger, parties.roles)
                 tables[method.name] = write_tables(
-                    source, survey, method, recipe, looking, options, progress, partial=partial
+                    source, survey, method, recipe, looking, options, progress
                 )
         result = summary.as_json(
             tables,
@@ -130,6 +131,19 @@ def build(options: BuildOptions) -> dict[str, Any]:
         with files.replacing(options.beside(".run") / "summary.json") as path:
             path.write_text(json.dumps(result, indent=2) + "\n", "utf-8")
     return result
+
+
+def _tells_more(handed: dict[str, Any], rows: int, options: BuildOptions) -> bool:
+    """Whether tables without the rows that wait for replies hold something, and no fewer rows than those
+    that are there. `rows` is how many there are, over all methods."""
+    if not handed.get("ready"):
+        return False
+    try:
+        last = json.loads((options.beside(".run") / "summary.json").read_text("utf-8"))
+        before = last["rows_in"] - last.get("waiting", 0)
+    except (OSError, ValueError, KeyError):
+        return True
+    return rows - int(handed["waiting"]) >= before
 
 
 def _columns(options: BuildOptions, methods: list[Method]) -> Columns:
@@ -282,8 +296,8 @@ def _check_settings(ledger: Ledger, now: dict[str, Any], options: BuildOptions) 
         changed = [
             name
             for name in {**now, **before}
-            if (then.get(name) is not None and name in here and here[name] != then[name])
-            or (name in PLAIN_IF_UNSET and here.get(name) != then.get(name))
+            if here.get(name) != then.get(name)
+            and (name in PLAIN_IF_UNSET or None not in (here.get(name), then.get(name)))
         ]
         if changed:
             lines = [

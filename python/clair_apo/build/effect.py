@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from clair_apo.build import templates
+from clair_apo.build.endpoint_options import APIS
 from clair_apo.build.methods import BUILT_IN, Method
 from clair_apo.build.options import BuildOptions
 from clair_apo.build.roles import JUDGE, MODEL, REVISER, STRONGER
@@ -26,6 +27,11 @@ def check(options: BuildOptions, methods: Sequence[Method], asks: set[str]) -> N
             f"--judge-template {options.judge_template}",
             bool(options.judge_template) and JUDGE not in asks,
             _NO_JUDGE,
+        ),
+        (
+            "--api",
+            options.api != APIS[0] and not options.names(*_CALLED),
+            "nobody who is asked over it is named",
         ),
         ("--seed", options.seed != 0 and options.sample is None, "it is that of --sample N"),
     ):
@@ -54,7 +60,8 @@ def _about_parties(options: BuildOptions, methods: Sequence[Method], asks: set[s
             flag = _dashed(end)
             why = nobody
             if role == REVISER:
-                why = f"it is of the reviser, and {nobody}; --model-{flag} is of the model to be aligned"
+                others = " and ".join(f"--{other}-{flag}" for other in _CALLED if other in asks)
+                why = f"it is of the reviser, and {nobody}; for others there is {others}"
             elif asked:
                 why = f"no {called} is named; --{role} NAME names one"
             yield (

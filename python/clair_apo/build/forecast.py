@@ -184,11 +184,12 @@ def as_text(result: dict[str, Any]) -> str:
     if len(result["methods"]) > 1:
         calls = (f"{name} {_span(side['calls'])}" for name, side in result["methods"].items())
         lines.append(f"calls by method: {', '.join(calls)}")
-    for side in shown.values():
-        if price := side["price"]:
-            lines.append(f"{side['model']}: {Price(**price).words}")
-        else:
-            lines.append(f"{side['model']}: no price is known; --price IN,OUT gives one")
+    prices = (
+        f"{side['model']}: "
+        + (Price(**side["price"]).words if side["price"] else "no price is known; --price IN,OUT gives one")
+        for side in shown.values()
+    )
+    lines += dict.fromkeys(prices)
     cost = result["cost_usd"]
     if cost is not None:
         half = ", in batches at half price" if result["in_batches"] else ""

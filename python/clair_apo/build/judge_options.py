@@ -29,8 +29,8 @@ def add_judge_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--verify",
         action="store_true",
-        help="have the judge look at every pair, in both orders; where chosen does not win both, the pair "
-        "is flagged not_verified (--drop not_verified leaves it out)",
+        help="have the judge look at every pair, in both orders; where chosen does not win both, or no "
+        "verdict can be read, the pair is flagged not_verified (--drop not_verified leaves it out)",
     )
 
 

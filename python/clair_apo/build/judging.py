@@ -59,7 +59,7 @@ async def verdict(talk: Talk, one: Answer, other: Answer) -> Judgement:
         except CallFailed as failed:
             if failed.kind not in ABSTAINS:
                 raise
-            talk.go_on()
+            talk.do_without()
             failures.append(failed)
             words = failed.text or failed.message
             name = talk.recipe.names[judge]

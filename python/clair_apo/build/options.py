@@ -457,7 +457,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--retry-failed",
         action="store_true",
-        help="ask again for rows that failed with a paid reply, too",
+        help="ask again for what failed with a paid reply, too: rows, verdicts, some of several revisions",
     )
 
 

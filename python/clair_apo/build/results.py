@@ -68,11 +68,9 @@ def write_tables(
     asker: Asker,
     options: BuildOptions,
     progress: Progress,
-    *,
-    partial: bool = False,
 ) -> Counts:
     """Writes pairs, dropped pairs and failures of a method from the ledger, all three in the order of the
-    input. With `partial` the rows whose replies are not all there are counted as waiting and left out."""
+    input. Rows that lack a reply from a batch are counted as waiting, and left out."""
     counts = Counts()
     tables = options.tables(method.name)
     edit_ratio = Band(*options.minimality) if options.minimality else EDIT_RATIO
@@ -90,7 +88,7 @@ def write_tables(
             outcomes = [
                 row
                 if isinstance(row, UnusableRow)
-                else _outcome(method, recipe, row, asker, questions[index], partial)
+                else _outcome(method, recipe, row, asker, questions[index], options)
                 for index, row in enumerate(chunk.rows)
             ]
             kept, left_out = _Part(chunk), _Part(chunk)
@@ -159,13 +157,18 @@ def write_tables(
 
 
 def _outcome(
-    method: Method, recipe: Recipe, row: InputRow, asker: Asker, question: Question | None, partial: bool
+    method: Method,
+    recipe: Recipe,
+    row: InputRow,
+    asker: Asker,
+    question: Question | None,
+    options: BuildOptions,
 ) -> Draft | Failed | None:
-    """What the ledger makes of a row; with `partial`, None where it lacks a reply."""
+    """What the ledger makes of a row; None where it lacks a reply from a batch."""
     try:
         return finish_now(attempt(method, recipe, row, asker, question))
     except NotOnFile:
-        if not partial:
+        if not options.batch:
             raise
         return None
 

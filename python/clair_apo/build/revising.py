@@ -53,7 +53,7 @@ async def revisions(talk: Talk, answer: Answer, count: int) -> list[Answer]:
         except CallFailed as failed:
             if failed.kind in WAY_FAILED:
                 raise
-            talk.go_on()
+            talk.do_without()
             return failed
 
     ended = await in_turn(one(draw) for draw in range(count))
@@ -77,7 +77,7 @@ async def rounds(talk: Talk, answer: Answer) -> Draft:
         except CallFailed as failed:
             if not steps or failed.kind in WAY_FAILED:
                 raise
-            talk.go_on()
+            talk.do_without()
             break
         steps.append(step)
         if step.judgement is None or step.judgement.winner != 0:

@@ -145,16 +145,22 @@ def _judge_lines(judge: Mapping[str, Any]) -> list[str]:
     """What the judges found, and what is to be held of them."""
     if not judge["comparisons"]:
         return ["judge: no two answers were compared"]
+    without = sum(judge["no_verdict"].values())
     lines = [
         f"judge: {judge['comparisons']:,} comparisons, {judge['decided']:,} with a winner, "
         f"{judge['tied']:,} tied, {judge['disagreements']:,} in disagreement"
-        + (f"; {judge['abstentions']:,} abstentions" if judge["abstentions"] else "")
+        + (f"; {judge['abstentions']:,} abstentions" if judge["abstentions"] > without else "")
     ]
-    if kinds := judge["no_verdict"]:
-        told = ", ".join(f"{kind} {count:,}" for kind, count in kinds.items())
+    if without:
+        told = ", ".join(f"{kind} {count:,}" for kind, count in judge["no_verdict"].items())
         lines.append(
-            f"  {sum(kinds.values()):,} without a verdict ({told}): such pairs have the flag not_verified; "
+            f"  {without:,} without a verdict ({told}): such pairs have the flag not_verified; "
             "--retry-failed asks the judge once more"
+            + (
+                ", and a higher --judge-max-tokens all of it anew (--continue)"
+                if "truncated" in judge["no_verdict"]
+                else ""
+            )
         )
     for name, places in judge["judges"].items():
         if places["first_position_share"] is None:

@@ -122,7 +122,7 @@ class Talk:
         """The calls of the last question, and of the same asked again."""
         return self._used[self._last :]
 
-    def go_on(self) -> None:
+    def do_without(self) -> None:
         """Says that the row does without an answer to the last question."""
         self.given_up += self.last_calls
 
