@@ -140,7 +140,7 @@ def _tells_more(handed: dict[str, Any], rows: int, options: BuildOptions) -> boo
         return False
     try:
         last = json.loads((options.beside(".run") / "summary.json").read_text("utf-8"))
-        before = last["rows_in"] - last.get("waiting", 0)
+        before = int(last["rows_in"]) - int(last.get("waiting", 0))
     except (OSError, ValueError, KeyError):
         return True
     return rows - int(handed["waiting"]) >= before
