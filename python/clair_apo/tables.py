@@ -42,7 +42,8 @@ USAGE = pa.struct(
     ]
 )
 # One for each reply of a judge about the pair. `shown_first` is the side that stood first or, where a judge
-# scores answers alone, the one that it scored: "chosen" or "rejected". `winner` is "tie" besides.
+# scores answers alone, the one that it scored: "chosen" or "rejected". `winner` is "tie" besides or, of a
+# reply that cannot be used, the kind of failure.
 VERDICT = pa.struct(
     [
         ("judge", pa.string()),
@@ -92,7 +93,8 @@ def pair_schema(extra: pa.StructType | None = None) -> pa.Schema:
         pa.field("flags", pa.list_(pa.string()), nullable=False),
         pa.field("chosen_rating", pa.float64()),
         pa.field("rejected_rating", pa.float64()),
-        # "chosen", "rejected", "tie" or "disagreement", by the majority of the judges in both orders
+        # "chosen", "rejected", "tie" or "disagreement", by the majority of the judges in both orders; where
+        # none gave a verdict, the kind of failure
         pa.field("judge_winner", pa.string()),
         pa.field("judge_verdicts", pa.list_(VERDICT)),
         pa.field("rounds", pa.list_(ROUND)),

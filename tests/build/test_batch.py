@@ -107,7 +107,7 @@ def test_a_batch_that_ended_early(tmp_path: Path, api: str, status: str) -> None
         server.finish(0.625, status)
         part = go("collect", known)
         assert (part["replies"], part["left"], part["to_submit"], part["open"]) == (5, 3, 3, 0)
-        assert "rows_in" not in part
+        assert (part["kept"], part["waiting"], len(rows(tmp_path / "p.parquet"))) == (5, 3, 5)
         assert part["batches"][0]["left"] == 3
         assert go("submit", known)["submitted"] == 3
         server.finish()

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from itertools import product
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -16,7 +15,7 @@ from clair_apo.build.draft import DISAGREEMENT, TIE, Answer, Comparison, Judgeme
 from clair_apo.build.judge_templates import ABSOLUTE, PAIRWISE, read_verdict
 from clair_apo.build.parser import Unparsable
 from clair_apo.build.rows import InputRow
-from clair_apo.build.talk import Recipe, Talk
+from clair_apo.build.talk import Ask, Recipe, Talk
 from clair_apo.build.tally import Tally
 from clair_apo.errors import ClairError
 from clair_apo.llm.chat import CallFailed, Message, Reply
@@ -96,16 +95,16 @@ class Judges:
         self.asked: list[list[Message]] = []
         self.talk = Talk(Recipe(names, judge_template=template), ROW, self._ask)
 
-    async def _ask(self, stage: str, role: str, messages: Sequence[Message], /, **more: Any) -> Reply:
-        assert stage == "judge"
-        assert bool(more["again"]) == (len(messages) > 1)
-        self.asked.append(list(messages))
-        found = _PAIR.search(messages[0]["content"]) or _ONE.search(messages[0]["content"])
+    async def _ask(self, ask: Ask) -> Reply:
+        assert ask.stage == "judge"
+        assert ask.again == (len(ask.messages) > 1)
+        self.asked.append(list(ask.messages))
+        found = _PAIR.search(ask.messages[0]["content"]) or _ONE.search(ask.messages[0]["content"])
         assert found
-        said = self.says[role](*found.groups(), *(["again"] if more["again"] else []))
+        said = self.says[ask.role](*found.groups(), *(["again"] if ask.again else []))
         if said.startswith("!"):
             raise CallFailed(said[1:], "it failed")
-        return Reply(said, None, role, None, None)
+        return Reply(said, None, ask.role, None, None)
 
     def compare(self, *answers: str) -> Judgement:
         one, other = (Answer(text) for text in answers)
@@ -174,6 +173,30 @@ def test_several_judges_decide_by_majority() -> None:
         assert found.undecided == expected, votes
         assert found.abstained == votes.count(None)
         assert len(found.verdicts) == 2 * (3 - votes.count(None))
+        assert [said.failure for said in found.unused] == ["unparsable"] * votes.count(None)
+
+
+def test_a_pair_that_stands_without_a_verdict() -> None:
+    """What the judge did say stays, and what cannot be used of it says why."""
+    for says, kinds, words in (
+        (lambda *_: "Hm.", ["unparsable"], "Hm.\nHm."),
+        (lambda *_: "I'm sorry, but I can't help with that.", ["refusal"], "I'm sorry, but"),
+        (lambda *_: "!truncated", ["truncated"], "it failed"),
+        (lambda _, a, b, *__: "[[A]]" if a == "x" else "Hm.", [None, "unparsable"], "Hm.\nHm."),
+    ):
+        judges = Judges({"j": says}, PAIR)
+        found = asyncio.run(judges.talk.verify(Answer("x"), Answer("y")))
+        assert (found.winner, found.undecided, found.verdicts) == (None, kinds[-1], ())
+        assert [said.failure for said in found.unused] == kinds
+        assert found.unused[-1].words.startswith(words)
+        assert [said.shown_first for said in found.unused] == list(range(len(kinds)))
+        tally = Tally()
+        tally.add(judges.talk.comparisons)
+        told = tally.json()
+        assert (told["comparisons"], told["disagreements"], told["no_verdict"]) == (1, 0, {kinds[-1]: 1})
+    lost = Judges({"j": lambda *_: "!timeout"}, PAIR)
+    with pytest.raises(CallFailed):
+        asyncio.run(lost.talk.verify(Answer("x"), Answer("y")))
 
 
 def test_where_the_way_to_one_of_several_judges_fails_the_row_does() -> None:
@@ -244,6 +267,7 @@ def test_a_judge_that_looks_at_the_place_is_found_out() -> None:
         "decided": 0,
         "tied": 0,
         "disagreements": 4,
+        "no_verdict": {},
         "abstentions": 0,
         "ties": 0,
         "first_position_share": 1.0,

@@ -532,7 +532,10 @@ def test_a_method_of_ones_own(tmp_path: Path) -> None:
         ({"method": "on-policy-judge", "model": "m"}, "--method on-policy-judge needs a judge"),
         ({"model": "m", "reviser": "r", "verify": True}, "--verify needs a judge"),
         ({"model": "m", "reviser": "r", "judge": "j"}, "--verify puts it behind"),
-        ({"model": "m", "reviser": "r", "stronger": "s"}, "a stronger model is named"),
+        (
+            {"model": "m", "reviser": "r", "stronger": "s"},
+            "--stronger: --method clair asks no stronger model",
+        ),
         ({"method": "stronger-preferred", "model": "m"}, "no stronger model is named"),
         (
             {"method": "on-policy-judge", "judge": "j", "judge_url": "http://127.0.0.1:9/v1"},

@@ -83,9 +83,9 @@ def test_a_paid_failure_of_a_very_long_row_is_asked_again(tmp_path: Path) -> Non
             "verify": True,
             "minimality": "0..0.5",
         }
-        assert clair_apo.build_pairs(**flags)["failures"] == {"refusal": 1}
+        assert clair_apo.build_pairs(**flags)["judge"]["no_verdict"] == {"refusal": 1}
         says[0] = "[[C]]"
-        assert clair_apo.build_pairs(**flags)["failures"] == {"refusal": 1}
+        assert clair_apo.build_pairs(**flags)["judge"]["no_verdict"] == {"refusal": 1}
         assert clair_apo.build_pairs(**flags, retry_failed=True)["kept"] == 1
         assert [item.body["model"] for item in server.asked] == ["r", "r", "j", "j", "j"]
     assert rows(out)[0]["judge_winner"] == "tie"

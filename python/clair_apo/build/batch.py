@@ -81,11 +81,7 @@ def submit(job: Job) -> dict[str, Any]:
     """Hands over what can be asked by now and is neither on file nor handed over. Raises StoppedEarly or
     ClairError where a service does not take a batch; what was handed over is written down by then."""
     book, options = job.book, job.options
-    underway: set[Call] = set()
-    for batch in list(book.open()):
-        if not _withdrawn(batch):
-            underway |= Requests(batch.requests_path).calls
-    writing = _Writing(job, underway)
+    writing = _Writing(job, _under_way(book))
     _gather(job, writing.take, retry_failed=options.retry_failed)
     new = writing.finished()
     book.batches += new
@@ -100,7 +96,7 @@ def submit(job: Job) -> dict[str, Any]:
         with service_of(job.endpoint(batch)) as service:
             service.send(batch, book.save, book.ids)
         job.progress.say(
-            f"batch {batch.number}: {batch.calls:,} calls of the {batch.role} are with {batch.url}"
+            f"batch {batch.number}: {batch.calls:,} calls to {batch.model} are with {batch.url}"
         )
     return {
         "action": "submit",
@@ -135,7 +131,8 @@ def status(book: Book, parties: Parties) -> dict[str, Any]:
 
 def collect(job: Job) -> dict[str, Any]:
     """Takes the replies of the batches that have ended into the ledger, each once, and counts what is still
-    to ask. A batch that expired or was cancelled gives what it has; the rest can be submitted again."""
+    to ask and, as `ready` and `waiting`, the rows of each method that miss nothing or something. A batch
+    that expired or was cancelled gives what it has; the rest can be submitted again."""
     book = job.book
     took: Counter[str] = Counter()
     told: dict[int, dict[str, Any]] = {}
@@ -167,15 +164,16 @@ def collect(job: Job) -> dict[str, Any]:
         book.save()
         batch.requests_path.unlink(missing_ok=True)
         batch.results_path.unlink(missing_ok=True)
+    under_way, missing = _under_way(book), set[Call]()
     book.save()
-    to_submit: set[Call] = set()
-    if not book.open_calls:
-        _gather(job, lambda call, stage, role, request: to_submit.add(call), retry_failed=False)
+    ready, waiting = _gather(job, lambda call, stage, role, request: missing.add(call), retry_failed=False)
     names = ("replies", "failures", "unknown", "repeated", "unreadable", "left")
     return {
         "action": "collect",
         **{name: took[name] for name in names},
-        "to_submit": len(to_submit),
+        "to_submit": len(missing - under_way),
+        "ready": ready,
+        "waiting": waiting,
         **_listed(book, told),
     }
 
@@ -201,6 +199,15 @@ def _giving_up(batch: Batch) -> Iterator[None]:
             f"batch {batch.number}: {error}\nIf it is lost, remove {batch.requests}: then its calls can be "
             "submitted again."
         ) from error
+
+
+def _under_way(book: Book) -> set[Call]:
+    """The calls of the open batches."""
+    found: set[Call] = set()
+    for batch in list(book.open()):
+        if not _withdrawn(batch):
+            found |= Requests(batch.requests_path).calls
+    return found
 
 
 def _withdrawn(batch: Batch) -> bool:
@@ -279,8 +286,10 @@ def _record(job: Job, batch: Batch, requests: Requests, call: Call, outcome: Sen
     return record_of(batch.role, batch.stage, request, outcome, 0.0, job.ledger.start, batched=batched)
 
 
-def _gather(job: Job, take: Take, *, retry_failed: bool) -> None:
-    """Runs the methods for all rows, as far as the replies on file take them."""
+def _gather(job: Job, take: Take, *, retry_failed: bool) -> tuple[int, int]:
+    """Runs the methods for all rows, as far as the replies on file take them. Returns how often that was to
+    the end, and how often it was not."""
+    ended = waiting = 0
     asker = _Gatherer(job.ledger, job.parties.roles, take=take)
     for chunk in job.source.chunks():
         for row in chunk.rows:
@@ -290,8 +299,12 @@ def _gather(job: Job, take: Take, *, retry_failed: bool) -> None:
             for method in job.methods:
                 if retry_failed:
                     forget_failed(method, job.recipe, row, asker)
-                with contextlib.suppress(Awaited):
+                try:
                     finish_now(attempt(method, job.recipe, row, asker))
+                    ended += 1
+                except Awaited:
+                    waiting += 1
+    return ended, waiting
 
 
 class _Writing:
@@ -470,9 +483,9 @@ def as_text(result: dict[str, Any]) -> str:
         lines.append("not all batches are handed over: --batch submit goes on")
     elif result["open"]:
         lines.append(f"{result['open']:,} calls are in open batches: --batch collect, once they are done")
-    elif result.get("to_submit"):
+    if result.get("to_submit"):
         lines.append(
-            f"{result['to_submit']:,} calls are to be made now that these are back: --batch submit"
+            f"{result['to_submit']:,} calls can be made by now and are in no batch: --batch submit"
         )
     return "\n".join(lines)
 

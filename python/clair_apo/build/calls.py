@@ -17,10 +17,10 @@ from clair_apo.build.draft import Draft
 from clair_apo.build.methods import BUILT_IN, Method
 from clair_apo.build.progress import Progress
 from clair_apo.build.rows import Input, InputRow
-from clair_apo.build.talk import Recipe, Talk
+from clair_apo.build.talk import Ask, Call, Recipe, Talk
 from clair_apo.errors import ClairError, StoppedEarly
 from clair_apo.llm.asking import Asker, Awaited, NotOnFile, Question
-from clair_apo.llm.chat import CallFailed, Halted, Message, Reply
+from clair_apo.llm.chat import CallFailed, Halted, Reply
 
 # How long calls in flight may still come home after Ctrl-C: they are paid.
 GRACE_SECONDS = 5.0
@@ -35,12 +35,12 @@ class Interrupted(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Failed:
-    """A row that gave no pair. `calls` are those by which it failed: the last question, and the same asked
-    again."""
+    """A row that gave no pair. `calls` are those by which it failed: the last question, the same asked
+    again, and what it had gone on without."""
 
     stage: str
     failure: CallFailed
-    calls: tuple[tuple[bytes, int], ...] = ()
+    calls: tuple[Call, ...] = ()
 
 
 async def attempt(
@@ -49,29 +49,16 @@ async def attempt(
     """The method's draft for a row, judged where the recipe says so, or what it failed with. `question`
     collects the calls it took."""
     collected = question or Question(row.content, row.repeat)
-    last = 0
 
-    async def ask(
-        stage: str,
-        role: str,
-        messages: Sequence[Message],
-        /,
-        *,
-        about: Sequence[str] = (),
-        draw: int = 0,
-        again: bool = False,
-    ) -> Reply:
-        nonlocal last
-        if not again:
-            last = len(collected.used)
-        return await asker.ask(collected, stage, role, messages, draw)
+    async def answering(ask: Ask) -> Reply:
+        return await asker.ask(collected, ask.stage, ask.role, ask.messages, ask.draw)
 
-    talk = Talk(recipe, row, ask, live=bool(asker.backends))
+    talk = Talk(recipe, row, answering, collected.used, live=bool(asker.backends))
     try:
         draft = await method(row, talk)
         return await finished(draft, talk)
     except CallFailed as failure:
-        return Failed(talk.stage, failure, tuple(collected.used[last:]))
+        return Failed(talk.stage, failure, (*talk.given_up, *talk.last_calls))
     except (ClairError, Awaited, Halted, NotOnFile):
         raise
     except Exception as error:
@@ -89,8 +76,8 @@ async def finished(draft: Draft, talk: Talk) -> Draft:
     if not isinstance(draft, Draft):  # of a method of the user's own
         raise TypeError(f"it returned a {type(draft).__name__}, not a Draft")
     if recipe.verify and not draft.undecided and draft.judgement is None and not draft.unchanged:
-        draft.judgement = await talk.judge(draft.chosen, draft.rejected)
-    draft.replies, draft.comparisons = talk.replies, talk.comparisons
+        draft.judgement = await talk.verify(draft.chosen, draft.rejected)
+    draft.replies, draft.comparisons, draft.given_up = talk.replies, talk.comparisons, talk.given_up
     return draft
 
 
@@ -167,7 +154,7 @@ async def make_calls(
             under.next = row.number + 1
             ended: list[tuple[_Streak, Draft | Failed]] = []
             failed: list[str] = []
-            reused: set[tuple[bytes, int]] = set()
+            reused: set[Call] = set()
             made = 0
             try:
                 for method, streak in zip(methods, streaks, strict=True):
@@ -230,18 +217,20 @@ def _usable(source: Input, progress: Progress) -> Iterator[InputRow]:
 
 
 def forget_failed(method: Method, recipe: Recipe, row: InputRow, asker: Asker) -> None:
-    """Takes the calls by which a row failed with a paid reply in an earlier start out of the ledger."""
+    """Takes the calls by which a row, or a part of it, failed with a paid reply in an earlier start out of
+    the ledger."""
     question = Question(row.content, row.repeat)
     try:
         outcome = finish_now(attempt(method, recipe, row, Asker(asker.ledger, asker.parties), question))
     except NotOnFile:
         return  # never finished: there is nothing to take back
-    if isinstance(outcome, Failed):
-        asker.ledger.forget(
-            call
-            for call in outcome.calls
-            if (record := asker.ledger.get(*call)) and record.start < asker.ledger.start
-        )
+    calls = [
+        call
+        for call in (outcome.calls if isinstance(outcome, Failed) else outcome.given_up)
+        if (record := asker.ledger.get(*call)) and record.start < asker.ledger.start
+    ]
+    if calls:
+        asker.ledger.forget(calls)
 
 
 @contextlib.contextmanager

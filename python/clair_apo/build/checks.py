@@ -28,7 +28,8 @@ FLAGS = {
     "length_ratio": "much longer or shorter than the original (--length-ratio)",
     "edit_ratio": "more or less of it changed than a revision should (--minimality)",
     "rating_tie": "several answers share the highest or the lowest rating; of these the first was taken",
-    "not_verified": "the judge does not find the chosen answer better in both orders (--verify, --rounds)",
+    "not_verified": "the judge does not find the chosen answer better in both orders, or gives no verdict "
+    "(--verify, --rounds)",
     TIE: "no preference: the judge finds neither better, or the ratings are equal; always dropped",
     DISAGREEMENT: "no preference: the judges, or the two orders, do not agree; always dropped",
 }

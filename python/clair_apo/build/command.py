@@ -8,12 +8,12 @@ import gc
 import json
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from typing import Any
 
 from clair_apo import files, terminal
-from clair_apo.build import answers, batch, forecast, judge_templates, summary, templates
+from clair_apo.build import answers, batch, forecast, judge_templates, renaming, summary, templates
 from clair_apo.build.calls import Interrupted, make_calls
 from clair_apo.build.methods import Method, load
 from clair_apo.build.options import BuildOptions
@@ -63,6 +63,8 @@ def _words(result: dict[str, Any], options: BuildOptions) -> str:
     if options.dry_run:
         return forecast.as_text(result)
     parts = [batch.as_text(result["batch"])] if "batch" in result else []
+    if "rows_in" not in result and (waiting := result["batch"].get("waiting")):
+        parts.append(f"no tables were written: {waiting:,} pairs still wait for replies")
     return "\n".join(parts + ([summary.as_text(result, options)] if "rows_in" in result else []))
 
 
@@ -76,6 +78,8 @@ def build(options: BuildOptions) -> dict[str, Any]:
     source = Input(options.input, _columns(options, methods), options.limit, options.sample, options.seed)
     files.check_output(options.output_path)
     _check_distinct(source, methods, options)
+    names = [method.name for method in methods]
+    renaming.plan(options, names, source.paths)  # what cannot be is told before anything is asked
     survey = source.survey()
     parties = resolve(options, methods, survey)
     recipe = parties.recipe(options)
@@ -98,11 +102,13 @@ def build(options: BuildOptions) -> dict[str, Any]:
             if options.batch:
                 job = batch.Job(source, methods, recipe, parties, options, ledger, book, progress)
                 handed = batch.submit(job) if options.batch == "submit" else batch.collect(job)
-                if options.batch == "submit" or handed["open"] or handed["to_submit"]:
+                whole = options.batch == "collect" and not handed["waiting"]
+                if not whole and not _tells_more(handed, survey.rows * len(methods), options):
                     return {"batch": handed}
             asker = Asker(ledger, parties.roles, watcher=progress)
             if not options.batch:
                 run(_ask(source, methods, recipe, asker, parties, options, progress), asker.halt)
+            renaming.carry_out(renaming.plan(options, names, source.paths), options, progress.say)
             tables: dict[str, Counts] = {}
             for method in methods:
                 progress.writing()
@@ -125,6 +131,19 @@ def build(options: BuildOptions) -> dict[str, Any]:
         with files.replacing(options.beside(".run") / "summary.json") as path:
             path.write_text(json.dumps(result, indent=2) + "\n", "utf-8")
     return result
+
+
+def _tells_more(handed: dict[str, Any], rows: int, options: BuildOptions) -> bool:
+    """Whether tables without the rows that wait for replies hold something, and no fewer rows than those
+    that are there. `rows` is how many there are, over all methods."""
+    if not handed.get("ready"):
+        return False
+    try:
+        last = json.loads((options.beside(".run") / "summary.json").read_text("utf-8"))
+        before = int(last["rows_in"]) - int(last.get("waiting", 0))
+    except (OSError, ValueError, KeyError):
+        return True
+    return rows - int(handed["waiting"]) >= before
 
 
 def _columns(options: BuildOptions, methods: list[Method]) -> Columns:
@@ -273,11 +292,12 @@ def _check_settings(ledger: Ledger, now: dict[str, Any], options: BuildOptions) 
     """Refuses to mix replies to different questions in one run folder."""
     before = ledger.fact("settings")
     if before is not None and not options.go_on:
+        then, here = _in_any_order(before), _in_any_order(now)
         changed = [
             name
             for name in {**now, **before}
-            if (before.get(name) is not None and name in now and now[name] != before[name])
-            or (name in PLAIN_IF_UNSET and now.get(name) != before.get(name))
+            if here.get(name) != then.get(name)
+            and (name in PLAIN_IF_UNSET or None not in (here.get(name), then.get(name)))
         ]
         if changed:
             lines = [
@@ -296,6 +316,17 @@ def _check_settings(ledger: Ledger, now: dict[str, Any], options: BuildOptions) 
         if now.get(name) is None and name not in PLAIN_IF_UNSET
     }
     ledger.set_fact("settings", {**now, **kept})
+
+
+def _in_any_order(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings as they are compared: the same methods and the same judges in another order are the same
+    run."""
+    found = {**settings, "method": sorted(settings["method"].split(","))}
+    if settings.get("judge"):
+        judges, urls = (settings[name].split(", ") for name in ("judge", "judge-url"))
+        if len(judges) > 1:
+            found |= {"judge": sorted(judges), "judge-url": sorted(zip(judges, urls, strict=True))}
+    return found
 
 
 def _shown_flags(options: BuildOptions) -> dict[str, Any]:

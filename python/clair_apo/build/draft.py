@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 
-from clair_apo.llm.chat import Reply
+from clair_apo.llm.chat import CallFailed, Reply
 
 # Why there is no preference, where there is none. Such pairs are never kept.
 TIE, DISAGREEMENT = "tie", "disagreement"
@@ -32,7 +32,8 @@ class Answer:
 @dataclass(frozen=True, slots=True)
 class Verdict:
     """One reply of a judge about two answers, 0 and 1. `shown_first` is the one that stood first or, where
-    answers are scored alone (1 to 10), the one that was scored; `winner` is None for a tie or a score."""
+    answers are scored alone (1 to 10), the one that was scored; `winner` is None for a tie or a score.
+    `failure` is the kind of a reply that cannot be used, which has neither."""
 
     judge: str
     template: str
@@ -40,27 +41,34 @@ class Verdict:
     winner: int | None
     score: int | None
     words: str
+    failure: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Judgement:
     """What the judges found of two answers, 0 and 1. `winner` is the one that more than half of them find
-    better, each in both orders; where there is none, `undecided` says why (TIE or DISAGREEMENT).
-    `abstained` counts the judges whose replies could not be used."""
+    better, each in both orders; where there is none, `undecided` says why: TIE, DISAGREEMENT or, where no
+    judge gave a verdict, the kind of `failure`. `abstained` counts the judges whose replies could not be
+    used, and `unused` is what they said."""
 
     verdicts: tuple[Verdict, ...]
     winner: int | None
     undecided: str | None
     abstained: int = 0
+    unused: tuple[Verdict, ...] = ()
+    failure: CallFailed | None = None
 
     def turned(self) -> Judgement:
         """The same with the answers 0 and 1 exchanged."""
-        verdicts = tuple(
-            replace(v, shown_first=1 - v.shown_first, winner=None if v.winner is None else 1 - v.winner)
-            for v in self.verdicts
-        )
+
+        def turn(verdicts: tuple[Verdict, ...]) -> tuple[Verdict, ...]:
+            return tuple(
+                replace(v, shown_first=1 - v.shown_first, winner=None if v.winner is None else 1 - v.winner)
+                for v in verdicts
+            )
+
         winner = None if self.winner is None else 1 - self.winner
-        return replace(self, verdicts=verdicts, winner=winner)
+        return replace(self, verdicts=turn(self.verdicts), winner=winner, unused=turn(self.unused))
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +97,7 @@ class Draft:
     # What the talk collected on the way, for the tables.
     replies: list[Reply] = field(default_factory=list)
     comparisons: list[Comparison] = field(default_factory=list)
+    given_up: list[tuple[bytes, int]] = field(default_factory=list)
 
     @property
     def neighbours(self) -> list[Draft]:

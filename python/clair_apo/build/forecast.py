@@ -20,7 +20,7 @@ from clair_apo.build.parties import Parties
 from clair_apo.build.progress import usd
 from clair_apo.build.roles import JUDGING, MODEL, REVISE
 from clair_apo.build.rows import Input, InputRow
-from clair_apo.build.talk import Recipe, Talk
+from clair_apo.build.talk import Ask, Recipe, Talk
 from clair_apo.build.templates import MARKED
 from clair_apo.llm import tokens
 from clair_apo.llm.asking import Party, drawn, output_cap
@@ -184,11 +184,12 @@ def as_text(result: dict[str, Any]) -> str:
     if len(result["methods"]) > 1:
         calls = (f"{name} {_span(side['calls'])}" for name, side in result["methods"].items())
         lines.append(f"calls by method: {', '.join(calls)}")
-    for side in shown.values():
-        if price := side["price"]:
-            lines.append(f"{side['model']}: {Price(**price).words}")
-        else:
-            lines.append(f"{side['model']}: no price is known; --price IN,OUT gives one")
+    prices = (
+        f"{side['model']}: "
+        + (Price(**side["price"]).words if side["price"] else "no price is known; --price IN,OUT gives one")
+        for side in shown.values()
+    )
+    lines += dict.fromkeys(prices)
     cost = result["cost_usd"]
     if cost is not None:
         half = ", in batches at half price" if result["in_batches"] else ""
@@ -217,7 +218,7 @@ class _Planning:
         """Goes through the calls of a method."""
         self._method = method.name
         before = len(self.planned)
-        talk = Talk(self._recipe, self._row, self._ask)
+        talk = Talk(self._recipe, self._row, self._answering)
 
         async def through() -> None:
             await finished(await method(self._row, talk), talk)
@@ -231,19 +232,10 @@ class _Planning:
                 raise
             # A method of the user's own may find nothing to read in what stands for a reply.
 
-    async def _ask(
-        self,
-        stage: str,
-        role: str,
-        messages: Sequence[Message],
-        /,
-        *,
-        about: Sequence[str] = (),
-        draw: int = 0,
-        again: bool = False,
-    ) -> Reply:
-        party = self._roles[role]
-        key = Request(party.name, messages, party.params).key(drawn(stage, draw), self._row.content)
+    async def _answering(self, ask: Ask) -> Reply:
+        party = self._roles[ask.role]
+        request = Request(party.name, ask.messages, party.params)
+        key = request.key(drawn(ask.stage, ask.draw), self._row.content)
         if key in self._known:  # another method asks the same
             return self._known[key]
         record = self._ledger.get(key, self._row.repeat)
@@ -254,11 +246,11 @@ class _Planning:
                 raise CallFailed(record.kind, "")
             self._known[key] = interpret(record.raw or "")
             return self._known[key]
-        if again and self._stands_in:  # the share of calls that are made twice covers it
+        if ask.again and self._stands_in:  # the share of calls that are made twice covers it
             raise CallFailed("empty", "")
         self._stands_in = True
-        self.planned.append(_Planned(self._method, stage, role, messages, about))
-        self._known[key] = Reply(self._standing(stage, about), None, None, None, None)
+        self.planned.append(_Planned(self._method, ask.stage, ask.role, ask.messages, ask.about))
+        self._known[key] = Reply(self._standing(ask.stage, ask.about), None, None, None, None)
         return self._known[key]
 
     def _standing(self, stage: str, about: Sequence[str]) -> str:

@@ -22,7 +22,7 @@ from clair_apo.llm.chat import CallFailed
 if TYPE_CHECKING:
     from clair_apo.build.talk import Talk
 
-# What one of several judges may fail with and the others still decide: there is a reply, and no verdict.
+# What a judge may fail with and others, or the pair, still stand: there is a reply, and no verdict.
 ABSTAINS = frozenset({"unparsable", "refusal", "empty", "truncated", "content_filter", "context_length"})
 
 
@@ -31,25 +31,48 @@ async def compare(talk: Talk, one: Answer, other: Answer) -> Judgement:
 
     Raises CallFailed where a call did not come home, or no judge gave a verdict.
     """
-    template, judges = talk.recipe.judge_template, talk.recipe.judges
+    judgement = await verdict(talk, one, other)
+    if judgement.failure is not None:
+        raise judgement.failure
+    return judgement
+
+
+async def verdict(talk: Talk, one: Answer, other: Answer) -> Judgement:
+    """The same where the pair stands without a verdict: that there is none is said in the judgement.
+
+    Raises CallFailed where a call did not come home.
+    """
+    template = talk.recipe.judge_template
     assert template is not None
-    form = _both_orders if template.form == PAIRWISE else _scores
+    ask = _in_place if template.form == PAIRWISE else _score
+    failures: list[CallFailed] = []
 
-    async def opinion(judge: str) -> list[Verdict] | CallFailed:
+    async def opinion(judge: str) -> list[Verdict]:
+        """What a judge says; where it abstains, the last of it is what cannot be used."""
+        said: list[Verdict] = []
+
+        async def about(number: int) -> None:
+            said.append(await ask(talk, judge, template, (one, other), number))
+
         try:
-            return await form(talk, judge, template, (one, other))
+            await in_turn(about(number) for number in (0, 1))
         except CallFailed as failed:
-            if len(judges) == 1 or failed.kind not in ABSTAINS:
+            if failed.kind not in ABSTAINS:
                 raise
-            return failed
+            talk.do_without()
+            failures.append(failed)
+            words = failed.text or failed.message
+            name = talk.recipe.names[judge]
+            said.append(Verdict(name, template.name, len(said), None, None, words, failed.kind))
+        return said
 
-    found = await in_turn(opinion(judge) for judge in judges)
-    verdicts = [verdict for each in found if isinstance(each, list) for verdict in each]
-    if not verdicts:
-        raise next(each for each in reversed(found) if isinstance(each, CallFailed))
-    votes = [_vote(each) if isinstance(each, list) else None for each in found]
-    winner, undecided = _majority(votes)
-    judgement = Judgement(tuple(verdicts), winner, undecided, votes.count(None))
+    found = await in_turn(opinion(judge) for judge in talk.recipe.judges)
+    votes = [None if said[-1].failure else _vote(said) for said in found]
+    verdicts = [each for said, vote in zip(found, votes, strict=True) if vote is not None for each in said]
+    unused = [each for said, vote in zip(found, votes, strict=True) if vote is None for each in said]
+    failure = None if verdicts else failures[-1]
+    winner, undecided = _majority(votes) if failure is None else (None, failure.kind)
+    judgement = Judgement(tuple(verdicts), winner, undecided, len(failures), tuple(unused), failure)
     talk.comparisons.append(Comparison((one, other), judgement))
     return judgement
 
@@ -86,40 +109,27 @@ async def best_and_worst(talk: Talk, answers: Sequence[Answer]) -> Draft:
     return Draft(distinct[best], distinct[worst], judgement)
 
 
-async def _both_orders(
-    talk: Talk, judge: str, template: JudgeTemplate, answers: tuple[Answer, Answer]
-) -> list[Verdict]:
-    shown = ((answers[first].text, answers[1 - first].text) for first in (0, 1))
-    found = await in_turn(_verdict(talk, judge, template, texts) for texts in shown)
-    return [
-        Verdict(
-            talk.recipe.names[judge],
-            template.name,
-            first,
-            {"A": first, "B": 1 - first, "C": None}[mark],
-            None,
-            words,
-        )
-        for first, (mark, words) in enumerate(found)
-    ]
+async def _in_place(
+    talk: Talk, judge: str, template: JudgeTemplate, answers: tuple[Answer, Answer], first: int
+) -> Verdict:
+    """Which of the two is better, where the one counted `first` is shown first."""
+    mark, words = await _mark(talk, judge, template, (answers[first].text, answers[1 - first].text))
+    winner = {"A": first, "B": 1 - first, "C": None}[mark]
+    return Verdict(talk.recipe.names[judge], template.name, first, winner, None, words)
 
 
-async def _scores(
-    talk: Talk, judge: str, template: JudgeTemplate, answers: tuple[Answer, Answer]
-) -> list[Verdict]:
-    async def score(text: str) -> tuple[str, str]:
-        if (judge, text) not in talk.scores:
-            talk.scores[judge, text] = await _verdict(talk, judge, template, (text,))
-        return talk.scores[judge, text]
-
-    found = await in_turn(score(answer.text) for answer in answers)
-    return [
-        Verdict(talk.recipe.names[judge], template.name, number, None, int(mark), words)
-        for number, (mark, words) in enumerate(found)
-    ]
+async def _score(
+    talk: Talk, judge: str, template: JudgeTemplate, answers: tuple[Answer, Answer], number: int
+) -> Verdict:
+    """The score of one of the two. Each text is scored once."""
+    text = answers[number].text
+    if (judge, text) not in talk.scores:
+        talk.scores[judge, text] = await _mark(talk, judge, template, (text,))
+    mark, words = talk.scores[judge, text]
+    return Verdict(talk.recipe.names[judge], template.name, number, None, int(mark), words)
 
 
-async def _verdict(
+async def _mark(
     talk: Talk, judge: str, template: JudgeTemplate, answers: tuple[str, ...]
 ) -> tuple[str, str]:
     """The mark and the words of a judge, after at most one stricter request."""
@@ -130,8 +140,11 @@ async def _verdict(
         return read_verdict(reply.text, template.form, known)
     except Unparsable:
         if is_refusal(strip_thinking(reply.text, known).strip()):
-            raise CallFailed("refusal", "the judge refused to judge", status=200, raw=reply.raw) from None
+            raise CallFailed(
+                "refusal", "the judge refused to judge", status=200, raw=reply.raw, text=reply.text
+            ) from None
     again = await talk.ask(JUDGING, judge, template.ask_again(asked, reply.text), about=answers, again=True)
+    words = f"{strip_thinking(reply.text, known).strip()}\n{again.text.strip()}"
     try:
         mark, _ = read_verdict(again.text, template.form, known)
     except Unparsable as error:
@@ -141,8 +154,9 @@ async def _verdict(
             status=200,
             tries=2,
             raw=again.raw,
+            text=words,
         ) from None
-    return mark, f"{strip_thinking(reply.text, known).strip()}\n{again.text.strip()}"
+    return mark, words
 
 
 def _vote(verdicts: Sequence[Verdict]) -> int | str:

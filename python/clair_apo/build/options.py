@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import argparse
 import difflib
-import json
-import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from clair_apo.build.endpoint_options import APIS, endpoint_arguments
+from clair_apo.build.judge_options import add_judge_arguments
 from clair_apo.errors import UsageError
-from clair_apo.flags import above_zero, named, not_negative, not_negative_float, positive, share
+from clair_apo.flags import above_zero, named, not_negative, positive
 
 if TYPE_CHECKING:
     from clair_apo.llm.prices import Price
@@ -27,9 +27,7 @@ Without a model flag both the model and the reviser are the small embedded one: 
 pipeline, not for real data."""
 
 
-# As `clair_apo.llm.endpoint` and `clair_apo.build.methods` have them; the help must not load what these
-# import.
-APIS = ("openai", "anthropic")
+# As `clair_apo.build.methods` has them; the help must not load what that imports.
 METHODS = ("clair", "on-policy-judge", "off-policy-judge", "stronger-preferred")
 
 
@@ -142,6 +140,15 @@ class BuildOptions:
             )
         if options.batch_dir and not options.batch:
             raise UsageError("--batch-dir says where the files of --batch submit, status and collect are")
+        for flag, given in (
+            ("--fresh", options.fresh),
+            ("--retry-failed", options.retry_failed),
+            ("--dry-run", options.dry_run),
+        ):
+            if given and options.batch in ("status", "collect"):
+                raise UsageError(
+                    f"{flag} is about what is to be asked: it goes with --batch submit, not {options.batch}"
+                )
         options._check_columns()
         return options
 
@@ -162,6 +169,10 @@ class BuildOptions:
                 f"{len(self.answer_columns)} of --answer-columns"
             )
 
+    def names(self, *roles: str) -> bool:
+        """Whether one of some roles (`model`, `reviser`, `stronger`, `judge`) has a name or a URL."""
+        return any(getattr(self, role) or getattr(self, f"{role}_url") for role in roles)
+
     @property
     def methods(self) -> list[str]:
         """The methods as `--method` names them."""
@@ -174,12 +185,14 @@ class BuildOptions:
     def tables(self, method: str) -> Tables:
         """Where the pairs of a method go: `pairs.parquet`, or with several methods
         `pairs.METHOD.parquet`."""
-        part = f".{method}" if len(self.methods) > 1 else ""
-        ending = self.output_path.name.removeprefix(self._stem)
+        if len(self.methods) > 1:
+            return self.tables_of(method, self.output_path.name.removeprefix(self._stem))
+        return Tables(self.output_path, self.beside(".dropped.parquet"), self.beside(".failures.parquet"))
+
+    def tables_of(self, method: str, ending: str) -> Tables:
+        """The tables that bear the name of a method, its pairs with `ending` (`.parquet`)."""
         return Tables(
-            self.beside(part + ending) if part else self.output_path,
-            self.beside(f"{part}.dropped.parquet"),
-            self.beside(f"{part}.failures.parquet"),
+            *(self.beside(f".{method}{end}") for end in (ending, ".dropped.parquet", ".failures.parquet"))
         )
 
     def beside(self, ending: str) -> Path:
@@ -273,10 +286,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "asked only where a row has no response; a name, local:FOLDER or local:smollm2",
     )
     group.add_argument("--model", type=named, metavar="NAME")
-    _endpoint_arguments(group, "model", "model-")
+    endpoint_arguments(group, "model", "model-")
     group = parser.add_argument_group("the reviser", "a name, local:FOLDER or local:smollm2")
     group.add_argument("--reviser", type=named, metavar="NAME")
-    _endpoint_arguments(group, "reviser", "")
+    endpoint_arguments(group, "reviser", "")
     group.add_argument(
         "--template",
         metavar="NAME|FILE",
@@ -318,30 +331,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "the stronger model", "it answers afresh for stronger-preferred (default: the reviser)"
     )
     group.add_argument("--stronger", type=named, metavar="NAME")
-    _endpoint_arguments(group, "stronger", "stronger-")
-    group = parser.add_argument_group(
-        "the judge", "asked by on-policy-judge and off-policy-judge, and with --verify by any method"
-    )
-    group.add_argument(
-        "--judge",
-        type=judge_names,
-        metavar="NAME[,NAME]",
-        help="of several the majority decides (they share one URL and key, or have one each, with commas)",
-    )
-    _endpoint_arguments(group, "judge", "judge-")
-    group.add_argument(
-        "--judge-template",
-        metavar="NAME|FILE",
-        help="how the judge is asked: pairwise, absolute or your own (`clair-apo templates`; "
-        "default: pairwise)",
-    )
-    group.add_argument(
-        "--verify",
-        action="store_true",
-        help="have the judge look at every pair, in both orders; where chosen does not win both, the pair "
-        "is flagged not_verified (--drop not_verified leaves it out)",
-    )
-
+    endpoint_arguments(group, "stronger", "stronger-")
+    add_judge_arguments(parser)
     group = parser.add_argument_group("what counts as a good pair")
     group.add_argument(
         "--minimality",
@@ -418,7 +409,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--batch",
         choices=["submit", "status", "collect"],
         help="submit hands over every call that can be made and is not answered, collect takes the replies "
-        "and writes the tables once none is missing; a method that asks step by step takes several rounds",
+        "and writes the tables of the rows that miss none; a method that asks step by step takes several "
+        "rounds",
     )
     group.add_argument(
         "--batch-dir",
@@ -465,48 +457,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--retry-failed",
         action="store_true",
-        help="ask again for rows that failed with a paid reply, too",
+        help="ask again for what failed with a paid reply, too: rows, verdicts, some of several revisions",
     )
-
-
-def _endpoint_arguments(group: argparse._ArgumentGroup, who: str, prefix: str) -> None:
-    group.add_argument(
-        f"--{who}-url",
-        metavar="URL",
-        help="base URL, without /chat/completions (default: $OPENAI_BASE_URL, $ANTHROPIC_BASE_URL)",
-    )
-    group.add_argument(
-        f"--{who}-key-env",
-        metavar="VAR",
-        help="environment variable with the key (default: OPENAI_API_KEY, ANTHROPIC_API_KEY)",
-    )
-    if who == "judge":
-        group.add_argument(
-            "--judge-api", type=api_names, metavar="API[,API]", help="openai or anthropic (default: --api)"
-        )
-    else:
-        group.add_argument(
-            f"--{who}-api", choices=APIS, help="what its server speaks (default: that of --api)"
-        )
-    group.add_argument(f"--{prefix}temperature", type=not_negative_float, metavar="T")
-    group.add_argument(f"--{prefix}top-p", type=share, metavar="P")
-    group.add_argument(f"--{prefix}max-tokens", type=positive, metavar="N")
-    group.add_argument(f"--{prefix}reasoning-effort", metavar="WORD")
-    group.add_argument(
-        f"--{prefix}extra-body",
-        type=json_object,
-        metavar="JSON",
-        help="further fields of the request",
-    )
-
-
-def api_names(text: object) -> str:
-    """One API, or one for each judge, with commas."""
-    names = [name.strip() for name in str(text).split(",")]
-    for name in names:
-        if name not in APIS:
-            raise argparse.ArgumentTypeError(f"{name!r} is no API; known are {', '.join(APIS)}")
-    return ",".join(names)
 
 
 def band(text: object) -> tuple[float, float]:
@@ -560,13 +512,6 @@ def method_names(text: object) -> str:
     return ",".join(names)
 
 
-def judge_names(text: object) -> str:
-    """Names of judges with commas, as one text; a list as well, as YAML has it."""
-    return ",".join(
-        named(part) for part in (text if isinstance(text, list | tuple) else str(text).split(","))
-    )
-
-
 def column_names(text: object) -> tuple[str, ...]:
     """Names of columns with commas."""
     parts = text.split(",") if isinstance(text, str) else text
@@ -592,33 +537,3 @@ def flag_names(text: object) -> tuple[str, ...]:
         return tuple(sorted(parse_flags(text)))  # type: ignore[arg-type]
     except ValueError as error:
         raise argparse.ArgumentTypeError(str(error)) from None
-
-
-def json_object(text: object) -> dict[str, Any]:
-    try:
-        value = json.loads(text, parse_constant=_no_constant) if isinstance(text, str) else text
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(f"not JSON: {error}") from None
-    if not isinstance(value, dict):
-        raise argparse.ArgumentTypeError("not a JSON object")
-    reserved = sorted({"model", "messages", "stream", "n"} & value.keys())
-    if reserved:
-        raise argparse.ArgumentTypeError(f"{reserved[0]!r} cannot be set this way")
-    return value
-
-
-def _no_constant(name: str) -> None:
-    raise ValueError(f"{name} is not JSON")
-
-
-def key_from(variable: str | None, usual: str = "OPENAI_API_KEY") -> str | None:
-    """The key that the environment holds, under `usual` unless a variable is named. Raises UsageError for
-    a named variable that is not set, or for a key that no header can hold; the key itself is in no
-    message."""
-    name = variable or usual
-    key = os.environ.get(name, "").strip()
-    if variable and not key:
-        raise UsageError(f"the environment variable {name} is not set, or empty")
-    if not key.isascii() or not key.isprintable():
-        raise UsageError(f"the key in {name} holds characters that no HTTP header can")
-    return key or None

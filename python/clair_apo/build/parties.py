@@ -11,13 +11,14 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from clair_apo.build import judge_templates, templates
+from clair_apo.build import effect, judge_templates, templates
 from clair_apo.build.checks import Band
+from clair_apo.build.endpoint_options import key_from
 from clair_apo.build.judge_templates import JudgeTemplate
 from clair_apo.build.methods import Method
 from clair_apo.build.methods.off_policy_judge import OffPolicyJudge
-from clair_apo.build.options import BuildOptions, key_from
-from clair_apo.build.roles import JUDGE, MODEL, REVISER, STRONGER, judges
+from clair_apo.build.options import BuildOptions
+from clair_apo.build.roles import ALL, JUDGE, MODEL, REVISER, STRONGER, judges
 from clair_apo.build.rows import Survey
 from clair_apo.build.talk import BY_JUDGE, BY_RATING, Recipe
 from clair_apo.build.templates import Template
@@ -175,7 +176,7 @@ class _Prices:
 
 def pick(options: BuildOptions) -> str:
     """How a pair is picked from answers of other models: by the judge where one is named, unless told."""
-    return options.pick or (BY_JUDGE if options.judge or options.judge_url else BY_RATING)
+    return options.pick or (BY_JUDGE if options.names(JUDGE) else BY_RATING)
 
 
 def resolve(options: BuildOptions, methods: Sequence[Method], survey: Survey) -> Parties:
@@ -193,23 +194,21 @@ def resolve(options: BuildOptions, methods: Sequence[Method], survey: Survey) ->
     edits_template = templates.load("edits") if by_edits else None
     judge_template = judge_templates.load(options.judge_template or "pairwise") if JUDGE in wanted else None
     prices = _Prices(options)
-    if wanted and not _any_named(options):
-        embedded = Party(
-            EMBEDDED, {"max_tokens": EMBEDDED_MAX_TOKENS}, None, prices.of(REVISER, EMBEDDED, None)
-        )
+    if wanted and not options.names(*ALL):
+        embedded = Party(EMBEDDED, {}, None, prices.of(REVISER, EMBEDDED, None))
         return Parties(
-            {role: _with(embedded, _sampling(options, role)) for role in wanted},
+            {role: _local(role, embedded, _sampling(options, role)) for role in wanted},
             (template or templates.load("answer-only")) if REVISER in wanted else None,
             edits_template,
             judge_template,
             prices,
             embedded=True,
         )
-    if REVISER in wanted and not options.reviser and not options.reviser_url:
+    if REVISER in wanted and not options.names(REVISER):
         raise UsageError(
             "--model names the model to be aligned, but no reviser is named; give "
             "--reviser NAME (and --reviser-url for a server other than OpenAI's)"
-            if options.model or options.model_url
+            if options.names(MODEL)
             else "no reviser is named; give --reviser NAME (and --reviser-url for a server other than "
             "OpenAI's)"
         )
@@ -221,7 +220,7 @@ def resolve(options: BuildOptions, methods: Sequence[Method], survey: Survey) ->
     if JUDGE in wanted:
         roles |= _judges(options, prices)
     own = max(method.own_answers(options.samples) for method in methods)
-    if MODEL in wanted and (options.model or options.model_url):
+    if MODEL in wanted and options.names(MODEL):
         roles[MODEL] = _named(options, MODEL, prices)
     elif lacking := survey.rows_lacking(own):
         raise UsageError(_no_model(lacking, own))
@@ -238,8 +237,8 @@ def resolve(options: BuildOptions, methods: Sequence[Method], survey: Survey) ->
 
 
 def _wanted(options: BuildOptions, methods: Sequence[Method]) -> list[str]:
-    """The roles that the methods ask, in a fixed order. Raises UsageError for flags of a role that nothing
-    asks although they name it."""
+    """The roles that the methods ask, in a fixed order. Raises UsageError for a role that is asked and not
+    named, and for flags without effect."""
     asks = {role for method in methods for role in method.asks}
     may_ask = {role for method in methods for role in method.may_ask}
     by_judge = pick(options) == BY_JUDGE
@@ -253,46 +252,18 @@ def _wanted(options: BuildOptions, methods: Sequence[Method]) -> list[str]:
             f"--method {OffPolicyJudge.name} picks by rating where no judge is named, and --answer-columns "
             "have none; give --rating-columns, or --judge NAME"
         )
-    if (options.judge or options.judge_url) and JUDGE not in asks:
+    if options.names(JUDGE) and JUDGE not in asks:
         raise UsageError(
             f"a judge is named, but --method {names} asks none here; --verify puts it behind any method"
         )
-    if (options.stronger or options.stronger_url) and STRONGER not in asks:
-        raise UsageError(f"a stronger model is named, but --method {names} asks none")
-    _check_effect(options, asks, names)
-    if JUDGE in asks and _any_named(options) and not options.judge and not options.judge_url:
+    if JUDGE in asks and options.names(*ALL) and not options.names(JUDGE):
         why = next((f"--method {m.name}" for m in methods if JUDGE in m.asks), None)
         why = why or ("--verify" if options.verify else "--rounds" if by_rounds else "--pick judge")
         raise UsageError(
             f"{why} needs a judge; give --judge NAME (and --judge-url for a server other than OpenAI's)"
         )
+    effect.check(options, methods, asks)
     return [role for role in (REVISER, MODEL, STRONGER, JUDGE) if role in asks]
-
-
-def _check_effect(options: BuildOptions, asks: set[str], names: str) -> None:
-    """Raises UsageError for a flag that would do nothing although it says what the pairs are to be."""
-    for flag, given in (
-        ("--best-of", options.best_of > 1),
-        ("--rounds", options.rounds > 1),
-        ("--reply-format edits", options.reply_format == templates.EDITS),
-    ):
-        if given and REVISER not in asks:
-            raise UsageError(f"{flag} is about revisions, and --method {names} asks for none")
-    if options.round_pairs == "neighbours" and options.rounds == 1:
-        raise UsageError("--round-pairs neighbours goes with --rounds N")
-    for flag, given in (
-        ("--drop not_verified", "not_verified" in options.drop),
-        (f"--judge-template {options.judge_template}", options.judge_template is not None),
-    ):
-        if given and JUDGE not in asks:
-            raise UsageError(f"{flag}: no judge is asked here; --verify puts one behind any method")
-
-
-def _any_named(options: BuildOptions) -> bool:
-    return any(
-        getattr(options, role) or getattr(options, f"{role}_url")
-        for role in (MODEL, REVISER, STRONGER, JUDGE)
-    )
 
 
 def _no_model(rows: int, own: int) -> str:
@@ -318,9 +289,9 @@ def _named(options: BuildOptions, role: str, prices: _Prices) -> Party:
 
 def _stronger(options: BuildOptions, prices: _Prices) -> Party:
     """The stronger model: where it is not named, the reviser with its sampling."""
-    if options.stronger or options.stronger_url:
+    if options.names(STRONGER):
         return _named(options, STRONGER, prices)
-    if not options.reviser and not options.reviser_url:
+    if not options.names(REVISER):
         raise UsageError(
             "no stronger model is named; give --stronger NAME, or --reviser NAME to have that one answer"
         )
@@ -394,6 +365,15 @@ def _with(party: Party, params: dict[str, Any]) -> Party:
     return Party(party.name, {**party.params, **params}, party.endpoint, party.price)
 
 
+def _local(role: str, party: Party, params: dict[str, Any]) -> Party:
+    """A model in this process with the parameters of a role. Raises UsageError for unknown ones."""
+    if unknown := sorted(params.keys() - {"temperature", "top_p", "max_tokens", "seed"}):
+        raise UsageError(f"--{role} {party.name} is in this process and takes no {unknown[0]}")
+    if party.name == EMBEDDED:
+        params = {"max_tokens": EMBEDDED_MAX_TOKENS, **params}
+    return _with(party, params)
+
+
 def _sampling(options: BuildOptions, role: str) -> dict[str, Any]:
     """The parameters that were set for a role; a server's own defaults hold for the others."""
     prefix = "" if role == REVISER else f"{role}_"
@@ -414,14 +394,10 @@ def _party(
     prices: _Prices,
 ) -> Party:
     if name and name.startswith(LOCAL):
-        if url:
-            raise UsageError(f"--{role} {name} is in this process, so --{role}-url has no meaning")
-        if name == EMBEDDED:
-            params = {"max_tokens": EMBEDDED_MAX_TOKENS, **params}
-        unknown = sorted(params.keys() - {"temperature", "top_p", "max_tokens", "seed"})
-        if unknown:
-            raise UsageError(f"--{role} {name} is in this process and takes no {unknown[0]}")
-        return Party(name, params, None, prices.of(role, name, None))
+        for flag, given in (("url", url), ("key-env", key_env), ("api", api)):
+            if given:
+                raise UsageError(f"--{role} {name} is in this process, so --{role}-{flag} has no meaning")
+        return _local(role, Party(name, {}, None, prices.of(role, name, None)), params)
     api = api or options.api
     usual = "ANTHROPIC_API_KEY" if api == ANTHROPIC else "OPENAI_API_KEY"
     key = key_from(key_env, usual)

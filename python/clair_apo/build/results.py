@@ -21,7 +21,7 @@ from clair_apo.build.rows import Chunk, Input, InputRow, Survey, UnusableRow
 from clair_apo.build.talk import Recipe
 from clair_apo.build.tally import Tally
 from clair_apo.build.templates import as_text
-from clair_apo.llm.asking import Asker, Question
+from clair_apo.llm.asking import Asker, NotOnFile, Question
 from clair_apo.tables import FAILURE_SCHEMA, MEASURES, TableWriter, dropped_schema, pair_schema
 
 
@@ -34,13 +34,14 @@ class Counts:
     unchanged: int = 0
     filtered: int = 0
     failed: int = 0
+    waiting: int = 0  # for replies of batches
     failures: Counter[str] = field(default_factory=Counter)
     flags: Counter[str] = field(default_factory=Counter)
     judged: Tally = field(default_factory=Tally)
 
     def add(self, other: Counts) -> None:
         """Adds the counts of another table."""
-        for name in ("rows_in", "kept", "unchanged", "filtered", "failed"):
+        for name in ("rows_in", "kept", "unchanged", "filtered", "failed", "waiting"):
             setattr(self, name, getattr(self, name) + getattr(other, name))
         self.failures.update(other.failures)
         self.flags.update(other.flags)
@@ -54,7 +55,7 @@ class Counts:
 
     def check(self) -> None:
         """Raises AssertionError where a row is lost or doubled."""
-        total = self.kept + self.unchanged + self.filtered + self.failed
+        total = self.kept + self.unchanged + self.filtered + self.failed + self.waiting
         if total != self.rows_in:
             raise AssertionError(f"{self.rows_in} rows in, but {total} accounted for")
 
@@ -69,7 +70,7 @@ def write_tables(
     progress: Progress,
 ) -> Counts:
     """Writes pairs, dropped pairs and failures of a method from the ledger, all three in the order of the
-    input."""
+    input. Rows that lack a reply from a batch are counted as waiting, and left out."""
     counts = Counts()
     tables = options.tables(method.name)
     edit_ratio = Band(*options.minimality) if options.minimality else EDIT_RATIO
@@ -87,7 +88,7 @@ def write_tables(
             outcomes = [
                 row
                 if isinstance(row, UnusableRow)
-                else finish_now(attempt(method, recipe, row, asker, questions[index]))
+                else _outcome(method, recipe, row, asker, questions[index], options)
                 for index, row in enumerate(chunk.rows)
             ]
             kept, left_out = _Part(chunk), _Part(chunk)
@@ -95,7 +96,7 @@ def write_tables(
                 [
                     _failure_row(row, outcome)
                     for row, outcome in zip(chunk.rows, outcomes, strict=True)
-                    if not isinstance(outcome, Draft)
+                    if outcome is not None and not isinstance(outcome, Draft)
                 ]
             )
             drafts = [
@@ -140,6 +141,8 @@ def write_tables(
             for outcome in outcomes:
                 if isinstance(outcome, Draft):
                     counts.judged.add(outcome.comparisons)
+                elif outcome is None:
+                    counts.waiting += 1
                 else:
                     counts.failed += 1
                     counts.failures[_kind(outcome)] += 1
@@ -151,6 +154,23 @@ def write_tables(
             table.finish()
     counts.check()
     return counts
+
+
+def _outcome(
+    method: Method,
+    recipe: Recipe,
+    row: InputRow,
+    asker: Asker,
+    question: Question | None,
+    options: BuildOptions,
+) -> Draft | Failed | None:
+    """What the ledger makes of a row; None where it lacks a reply from a batch."""
+    try:
+        return finish_now(attempt(method, recipe, row, asker, question))
+    except NotOnFile:
+        if not options.batch:
+            raise
+        return None
 
 
 @dataclass(slots=True)
@@ -244,7 +264,7 @@ def _judged(judgement: Judgement | None) -> dict[str, Any]:
         return {"judge_winner": None, "judge_verdicts": None}
     return {
         "judge_winner": judgement.undecided or _SIDES[judgement.winner],
-        "judge_verdicts": [_verdict_row(verdict) for verdict in judgement.verdicts],
+        "judge_verdicts": [_verdict_row(each) for each in (*judgement.verdicts, *judgement.unused)],
     }
 
 
@@ -253,7 +273,7 @@ def _verdict_row(verdict: Verdict) -> dict[str, Any]:
         "judge": verdict.judge,
         "template": verdict.template,
         "shown_first": _SIDES[verdict.shown_first],
-        "winner": _SIDES[verdict.winner] if verdict.score is None else None,
+        "winner": verdict.failure or (_SIDES[verdict.winner] if verdict.score is None else None),
         "score": verdict.score,
         "words": verdict.words,
     }

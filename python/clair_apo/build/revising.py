@@ -53,6 +53,7 @@ async def revisions(talk: Talk, answer: Answer, count: int) -> list[Answer]:
         except CallFailed as failed:
             if failed.kind in WAY_FAILED:
                 raise
+            talk.do_without()
             return failed
 
     ended = await in_turn(one(draw) for draw in range(count))
@@ -72,10 +73,11 @@ async def rounds(talk: Talk, answer: Answer) -> Draft:
         try:
             step = await most_contrastive(talk, current, await revisions(talk, current, recipe.best_of))
             if recipe.rounds > 1 and step.judgement is None and not step.unchanged:
-                step.judgement = await talk.judge(step.chosen, step.rejected)
+                step.judgement = await talk.verify(step.chosen, step.rejected)
         except CallFailed as failed:
             if not steps or failed.kind in WAY_FAILED:
                 raise
+            talk.do_without()
             break
         steps.append(step)
         if step.judgement is None or step.judgement.winner != 0:
@@ -103,7 +105,7 @@ async def most_contrastive(talk: Talk, answer: Answer, revised: Sequence[Answer]
         return Draft(changed[0], answer)
     judged = []
     for each in changed:
-        judgement = await talk.judge(each, answer)
+        judgement = await talk.verify(each, answer)
         judged.append(Draft(each, answer, judgement))
         if judgement.winner == 0:
             return judged[-1]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 # Further judges are judge-2, judge-3 …
-MODEL, REVISER, STRONGER, JUDGE = "model", "reviser", "stronger", "judge"
+ALL = MODEL, REVISER, STRONGER, JUDGE = "model", "reviser", "stronger", "judge"
 # As the table of failures names them.
 INPUT, SAMPLE, REVISE, AFRESH, JUDGING = "input", "sample", "revise", "stronger", "judge"
 

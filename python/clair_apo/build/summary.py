@@ -77,6 +77,7 @@ def _counts(counts: Counts) -> dict[str, Any]:
         "unchanged": counts.unchanged,
         "filtered": counts.filtered,
         "failed": counts.failed,
+        "waiting": counts.waiting,
         "failures": dict(sorted(counts.failures.items())),
         "flags": dict(sorted(counts.flags.items())),
     }
@@ -128,6 +129,10 @@ def _table_lines(counts: Mapping[str, Any], tables: Tables) -> list[str]:
     line("unchanged", f"→ {tables.dropped}" if counts["unchanged"] else "")
     line("filtered", f"→ {tables.dropped}" if counts["filtered"] else "")
     line("failed", f"→ {tables.failures}" if counts["failed"] else "")
+    if counts["waiting"]:
+        line(
+            "waiting", "for replies from batches: the tables hold the others until --batch collect has them"
+        )
     for kind, count in sorted(counts["failures"].items(), key=lambda item: -item[1]):
         lines.append(f"{'':{width}}   {count:,} {kind}: {ADVICE[kind]}")
     if counts["flags"]:
@@ -140,11 +145,23 @@ def _judge_lines(judge: Mapping[str, Any]) -> list[str]:
     """What the judges found, and what is to be held of them."""
     if not judge["comparisons"]:
         return ["judge: no two answers were compared"]
+    without = sum(judge["no_verdict"].values())
     lines = [
         f"judge: {judge['comparisons']:,} comparisons, {judge['decided']:,} with a winner, "
         f"{judge['tied']:,} tied, {judge['disagreements']:,} in disagreement"
-        + (f"; {judge['abstentions']:,} abstentions" if judge["abstentions"] else "")
+        + (f"; {judge['abstentions']:,} abstentions" if judge["abstentions"] > without else "")
     ]
+    if without:
+        told = ", ".join(f"{kind} {count:,}" for kind, count in judge["no_verdict"].items())
+        lines.append(
+            f"  {without:,} without a verdict ({told}): such pairs have the flag not_verified; "
+            "--retry-failed asks the judge once more"
+            + (
+                ", and a higher --judge-max-tokens all of it anew (--continue)"
+                if "truncated" in judge["no_verdict"]
+                else ""
+            )
+        )
     for name, places in judge["judges"].items():
         if places["first_position_share"] is None:
             continue

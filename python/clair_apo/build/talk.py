@@ -6,9 +6,8 @@ the replies alone: no clock, no random numbers, and nothing awaited but what sta
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 from clair_apo.build import judging, revising
 from clair_apo.build.checks import Band
@@ -21,24 +20,28 @@ from clair_apo.build.thinking import strip_thinking
 from clair_apo.llm.asking import in_turn
 from clair_apo.llm.chat import CallFailed, Message, Reply
 
+Call = tuple[bytes, int]  # a call's place in the ledger: content key and repeat
+
 # How a pair is picked from answers of other models.
 BY_RATING, BY_JUDGE = "rating", "judge"
 
 
-class Ask(Protocol):
-    async def __call__(
-        self,
-        stage: str,
-        role: str,
-        messages: Sequence[Message],
-        /,
-        *,
-        about: Sequence[str] = (),
-        draw: int = 0,
-        again: bool = False,
-    ) -> Reply:
-        """The reply of `role`. Raises CallFailed where there is none to use."""
-        ...
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """What is asked of a role. `draw` tells equal requests apart that are to be answered anew; `again` says
+    that this asks once more for what the last call did not give; `about` are the answers that the messages
+    hold, for the forecast of what it takes."""
+
+    stage: str
+    role: str
+    messages: Sequence[Message]
+    about: Sequence[str] = ()
+    draw: int = 0
+    again: bool = False
+
+
+# Gives the reply. Raises CallFailed where there is none to use.
+Answering = Callable[[Ask], Awaitable[Reply]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,9 +74,18 @@ class Recipe:
 
 class Talk:
     """What a method may ask for one row. Every operation raises CallFailed with the kind that the row fails
-    with, where a reply cannot be used. `live`: calls are under way, and are not to be kept waiting."""
+    with, where a reply cannot be used. `used` is where `answering` puts the calls that it takes. `live`:
+    calls are under way, and are not to be kept waiting."""
 
-    def __init__(self, recipe: Recipe, row: InputRow, ask: Ask, *, live: bool = False) -> None:
+    def __init__(
+        self,
+        recipe: Recipe,
+        row: InputRow,
+        answering: Answering,
+        used: Sequence[Call] = (),
+        *,
+        live: bool = False,
+    ) -> None:
         self.recipe = recipe
         self.live = live
         self.row = row
@@ -81,7 +93,11 @@ class Talk:
         self.replies: list[Reply] = []
         self.comparisons: list[Comparison] = []
         self.scores: dict[tuple[str, str], tuple[str, str]] = {}
-        self._ask = ask
+        # The calls by which something failed with a paid reply, and the row went on without it.
+        self.given_up: list[Call] = []
+        self._answering = answering
+        self._used = used
+        self._last = 0
 
     async def ask(
         self,
@@ -93,13 +109,22 @@ class Talk:
         draw: int = 0,
         again: bool = False,
     ) -> Reply:
-        """The reply of `role` to `messages`. `draw` tells equal requests apart that are to be answered
-        anew; `again` says that this asks once more for what the last call did not give; `about` are the
-        answers that the messages hold, for the forecast of what it takes."""
+        """The reply of `role` to `messages`; the others are those of `Ask`."""
         self.stage = stage
-        reply = await self._ask(stage, role, messages, about=about, draw=draw, again=again)
+        if not again:
+            self._last = len(self._used)
+        reply = await self._answering(Ask(stage, role, messages, about, draw, again))
         self.replies.append(reply)
         return reply
+
+    @property
+    def last_calls(self) -> Sequence[Call]:
+        """The calls of the last question, and of the same asked again."""
+        return self._used[self._last :]
+
+    def do_without(self) -> None:
+        """Says that the row does without an answer to the last question."""
+        self.given_up += self.last_calls
 
     async def own_answer(self, number: int = 0) -> Answer:
         """The model's own answer, as given in the input or sampled; the one counted `number` from 0."""
@@ -142,6 +167,11 @@ class Talk:
     async def judge(self, one: Answer, other: Answer) -> Judgement:
         """What the judges say about two answers, asked in both orders."""
         return await judging.compare(self, one, other)
+
+    async def verify(self, chosen: Answer, rejected: Answer) -> Judgement:
+        """The same about a pair that stands without it: where no reply of a judge can be used, the
+        judgement says so."""
+        return await judging.verdict(self, chosen, rejected)
 
     async def best_and_worst(self, answers: Sequence[Answer]) -> Draft:
         """The pair that the judges find furthest apart among at least two answers."""

@@ -4,6 +4,7 @@ they agree with the ratings?"""
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field, fields
 from typing import Any
@@ -70,13 +71,15 @@ class Places:
 
 @dataclass(slots=True)
 class Tally:
-    """Sums over comparisons of two answers. `rated` counts those with a winner and two different ratings;
-    in `agreed` of them the winner has the higher one."""
+    """Sums over comparisons of two answers. `no_verdict` counts those in which no judge gave a verdict, by
+    the kind of failure; `rated` counts those with a winner and two different ratings; in `agreed` of them
+    the winner has the higher one."""
 
     comparisons: int = 0
     decided: int = 0
     tied: int = 0
     score_ties: int = 0
+    no_verdict: Counter[str] = field(default_factory=Counter)
     abstentions: int = 0
     rated: int = 0
     agreed: int = 0
@@ -88,6 +91,8 @@ class Tally:
             self.comparisons += 1
             self.decided += judgement.winner is not None
             self.tied += judgement.undecided == TIE
+            if judgement.failure is not None:
+                self.no_verdict[judgement.failure.kind] += 1
             self.abstentions += judgement.abstained
             for one, other in zip(judgement.verdicts[::2], judgement.verdicts[1::2], strict=True):
                 places = self.places.setdefault(one.judge, Places())
@@ -122,7 +127,8 @@ class Tally:
             "comparisons": self.comparisons,
             "decided": self.decided,
             "tied": self.tied,
-            "disagreements": self.comparisons - self.decided - self.tied,
+            "disagreements": self.comparisons - self.decided - self.tied - self.no_verdict.total(),
+            "no_verdict": dict(sorted(self.no_verdict.items())),
             "abstentions": self.abstentions,
             **found,
             "rating_agreement": self.agreed / self.rated if self.rated else None,

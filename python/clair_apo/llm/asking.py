@@ -89,7 +89,8 @@ class Awaited(Exception):
 
 async def in_turn(asked: Iterable[Awaitable[T]]) -> list[T]:
     """What each of some questions gives that do not hang on one another, in their order. Where a reply is
-    still to come, the others are asked before that is said."""
+    still to come, the others are asked before that is said; what one of them fails with is of no account
+    until then."""
     found: list[T] = []
     awaited: Awaited | None = None
     for each in asked:
@@ -97,6 +98,10 @@ async def in_turn(asked: Iterable[Awaitable[T]]) -> list[T]:
             found.append(await each)
         except Awaited as error:
             awaited = error
+        except CallFailed:
+            if awaited is None:
+                raise
+            break
     if awaited is not None:
         raise awaited
     return found

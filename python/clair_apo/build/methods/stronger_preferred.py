@@ -11,6 +11,7 @@ from clair_apo.build.methods.base import Method
 from clair_apo.build.roles import MODEL, STRONGER
 from clair_apo.build.rows import InputRow
 from clair_apo.build.talk import Talk
+from clair_apo.llm.asking import in_turn
 
 
 class StrongerPreferred(Method):
@@ -18,5 +19,6 @@ class StrongerPreferred(Method):
     asks = (MODEL, STRONGER)
 
     async def __call__(self, row: InputRow, talk: Talk) -> Draft:
-        own = await talk.own_answer()
-        return Draft(chosen=await talk.stronger_answer(), rejected=own)
+        # Neither hangs on the other, so a batch holds both.
+        own, fresh = await in_turn(answer() for answer in (talk.own_answer, talk.stronger_answer))
+        return Draft(chosen=fresh, rejected=own)
