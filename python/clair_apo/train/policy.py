@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from clair_apo.train.head import HeadShape, PairLosses, pair_losses
+from clair_apo.train.kernels.layers.remake import remaking
 
 if TYPE_CHECKING:
     from clair_apo.train.packing import Packed
@@ -51,6 +52,8 @@ class Policy(nn.Module):
         self._inner = [plain]  # in a list: it is a part of causal_lm already
         self.head_shape = head_shape(plain.config)
         self.layers = _layers(plain)
+        if autocast is not None:
+            _without_casts(causal_lm)
         if budget is not None:
             # What transformers' own switch does, which has another name in each version.
             for layer in self.layers:
@@ -69,7 +72,7 @@ class Policy(nn.Module):
         """The sum of the pairs' losses (float64, with the gradient), and the summed log-probabilities
         of chosen and of rejected answers (float64 [pairs])."""
         device = batch.input_ids.device.type
-        with torch.autocast(device, self.autocast, enabled=self.autocast is not None):
+        with torch.autocast(device, self.autocast, enabled=self.autocast is not None), remaking():
             hidden = self.hidden(batch)[batch.rows]
         head = self.model.get_output_embeddings()
         dtype = self.autocast or head.weight.dtype
@@ -119,6 +122,14 @@ def _layers(model: Any) -> list[Any]:
     if not model.supports_gradient_checkpointing:
         return []
     return [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
+
+
+def _without_casts(model: nn.Module) -> None:
+    """Has adapters of peft leave the dtype of their inputs to autocast, which takes them as they are.
+    Their own way to it is by float32, and keeps another copy for each adapter."""
+    for module in model.modules():
+        if hasattr(module, "cast_input_dtype_enabled"):
+            module.cast_input_dtype_enabled = False
 
 
 def without_dropout(model: nn.Module) -> None:
