@@ -124,7 +124,7 @@ def _layers(model: Any) -> list[Any]:
     return [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
 
 
-def _without_casts(model: nn.Module) -> None:
+def _without_casts(model: Any) -> None:
     """Has adapters of peft leave the dtype of their inputs to autocast, which takes them as they are.
     Their own way to it is by float32, and keeps another copy for each adapter."""
     for module in model.modules():

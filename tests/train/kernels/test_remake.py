@@ -79,12 +79,15 @@ def sharing(family: str, layers: int = 1, **changes: Any) -> Any:
     return model
 
 
-# Norms whose result a product saves, and the gate's: what is made again for each layer.
-MADE = {"Gemma2": 3, "Cohere": 1}
-
-
-@pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("make", [installing.fused, installing.lean])
+@pytest.mark.parametrize(
+    ("family", "make"),
+    # Kernels are slow in the interpreter: norms of either form, and products with a bias.
+    [
+        *((name, installing.lean) for name in FAMILIES),
+        ("Gemma2", installing.fused),
+        ("Qwen2", installing.fused),
+    ],
+)
 def test_gradients_have_the_same_bits(family: str, make: Callable[[], Layers]) -> None:
     model = sharing(family)
     install(model, make())
@@ -93,7 +96,8 @@ def test_gradients_have_the_same_bits(family: str, make: Callable[[], Layers]) -
     with counted() as made:
         found = step(model)
     assert_same_bits(found, wanted)
-    assert len(made) == MADE.get(family, 3)
+    # Of a layer two norms whose result products save, and the gate; Cohere's are no RMSNorms.
+    assert len(made) == (1 if family == "Cohere" else 3)
     assert [shape[-1] for shape in made].count(96) == 1  # the gate's product
 
 

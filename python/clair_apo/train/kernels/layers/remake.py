@@ -90,7 +90,7 @@ def _pack(x: Tensor) -> _View | _Kept:
     if source is None or source.version != whole._version or whole.dtype != x.dtype:
         # Not `x` itself: the graph would hold what holds the graph.
         return _Kept(x.detach(), x._version)
-    return _View(source.remade(node), x.shape, x.stride(), x.storage_offset())
+    return _View(source.remade(node), x.shape, x.stride(), int(x.storage_offset()))
 
 
 def _unpack(packed: _View | _Kept) -> Tensor:

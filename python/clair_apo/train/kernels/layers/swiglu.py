@@ -66,7 +66,8 @@ def _product(gate: Tensor, up: Tensor, silu: bool) -> Tensor:
 
 
 def _again(ctx: Any) -> Tensor:
-    return _product(*ctx.saved_tensors, ctx.silu)
+    gate, up = ctx.saved_tensors
+    return _product(gate, up, ctx.silu)
 
 
 @triton.jit
