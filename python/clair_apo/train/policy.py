@@ -6,6 +6,7 @@ answer by itself, padded at the end, which no earlier token sees."""
 
 from __future__ import annotations
 
+import contextlib
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -26,7 +27,8 @@ class Policy(nn.Module):
     `share`: whether pairs come with shared prefixes. `budget`: tokens whose activations are kept; in a
     microbatch of more, so many of the last layers keep theirs as fit, and the others run twice.
     `autocast`: dtype of products, where it is not the weights'. `fused_head`: by Triton's kernels in place
-    of `head.py`; they need a device that `kernels.available` names.
+    of `head.py`; they need a device that `kernels.available` names. `remake`: whether what our norms and
+    gates give is made again in the backward pass (`kernels/layers/remake.py`).
     """
 
     def __init__(
@@ -37,6 +39,7 @@ class Policy(nn.Module):
         budget: int | None = None,
         autocast: torch.dtype | None = None,
         fused_head: bool = False,
+        remake: bool = False,
     ) -> None:
         super().__init__()
         self._pair_losses = pair_losses
@@ -45,6 +48,7 @@ class Policy(nn.Module):
 
             self._pair_losses = fused.pair_losses
         self.autocast = autocast
+        self.remake = remake
         self.causal_lm = causal_lm
         self.share = share
         self.budget = budget
@@ -72,7 +76,10 @@ class Policy(nn.Module):
         """The sum of the pairs' losses (float64, with the gradient), and the summed log-probabilities
         of chosen and of rejected answers (float64 [pairs])."""
         device = batch.input_ids.device.type
-        with torch.autocast(device, self.autocast, enabled=self.autocast is not None), remaking():
+        with (
+            torch.autocast(device, self.autocast, enabled=self.autocast is not None),
+            remaking() if self.remake else contextlib.nullcontext(),
+        ):
             hidden = self.hidden(batch)[batch.rows]
         head = self.model.get_output_embeddings()
         dtype = self.autocast or head.weight.dtype

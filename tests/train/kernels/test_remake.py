@@ -46,13 +46,6 @@ def counted() -> Iterator[list[torch.Size]]:
         yield made
 
 
-@contextlib.contextmanager
-def keeping() -> Iterator[None]:
-    """Within, a policy keeps all that is saved."""
-    with mock.patch.object(policies, "remaking", contextlib.nullcontext):
-        yield
-
-
 def objective(chosen: Tensor, rejected: Tensor, part: slice) -> Tensor:
     return torch.tanh(chosen / 50) - 0.7 * torch.tanh(rejected / 40)
 
@@ -91,10 +84,9 @@ def sharing(family: str, layers: int = 1, **changes: Any) -> Any:
 def test_gradients_have_the_same_bits(family: str, make: Callable[[], Layers]) -> None:
     model = sharing(family)
     install(model, make())
-    with keeping():
-        wanted = step(model)
+    wanted = step(model)
     with counted() as made:
-        found = step(model)
+        found = step(model, remake=True)
     assert_same_bits(found, wanted)
     # Of a layer two norms whose result products save, and the gate; Cohere's are no RMSNorms.
     assert len(made) == (1 if family == "Cohere" else 3)
@@ -105,10 +97,9 @@ def test_gradients_have_the_same_bits(family: str, make: Callable[[], Layers]) -
 def test_in_fewer_bits_too(dtype: torch.dtype) -> None:
     model = sharing("Qwen3").to(dtype)
     install(model, installing.lean())
-    with keeping():
-        wanted = step(model)
+    wanted = step(model)
     with counted() as made:
-        assert_same_bits(step(model), wanted)
+        assert_same_bits(step(model, remake=True), wanted)
     assert len(made) == 3
 
 
@@ -116,11 +107,10 @@ def test_layers_that_run_twice_keep_to_their_own_way() -> None:
     """Half of four layers: only the last two make anything again."""
     model = sharing("Llama", layers=4)
     install(model, installing.lean())
-    with keeping():
-        wanted = step(model)
+    wanted = step(model)
     tokens = pack(some_pairs()[:2]).tokens
     with counted() as made:
-        assert_same_bits(step(model, budget=tokens // 2), wanted)
+        assert_same_bits(step(model, budget=tokens // 2, remake=True), wanted)
     assert len(made) == 6
 
 
@@ -143,10 +133,9 @@ def test_adapters(autocast: torch.dtype | None) -> None:
         for name, parameter in model.named_parameters():
             parameter.data = parameter.data if "lora_" in name else parameter.data.to(autocast)
     install(model, installing.lean(), autocast)
-    with keeping():
-        wanted = step(model, autocast=autocast)
+    wanted = step(model, autocast=autocast)
     with counted() as made:
-        found = step(model, autocast=autocast)
+        found = step(model, autocast=autocast, remake=True)
     assert_same_bits(found, wanted)
     assert all("lora_" in name for name in found if name not in ("chosen", "rejected"))
     assert [shape[-1] for shape in made] == [96, 64, 64, 96, 64]
@@ -168,10 +157,9 @@ def test_adapters_take_what_autocast_would_give_them() -> None:
 def test_passes_of_whole_sequences() -> None:
     model = tiny_model("Llama", num_hidden_layers=2)
     install(model, installing.lean())
-    with keeping():
-        wanted = step(model, share=False)
+    wanted = step(model, share=False)
     with counted() as made:
-        assert_same_bits(step(model, share=False), wanted)
+        assert_same_bits(step(model, share=False, remake=True), wanted)
     assert len(made) == 6
 
 
@@ -183,12 +171,11 @@ def test_sharded_weights_are_whole_again_when_they_are_needed(tmp_path: Path) ->
 
     model = sharing("Llama", layers=2)
     install(model, installing.lean())
-    with keeping():
-        wanted = step(model)
+    wanted = step(model)
     dist.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
     try:
         mesh = init_device_mesh("cpu", (1,))
-        policy = Policy(model).train()
+        policy = Policy(model, remake=True).train()
         for layer in policy.layers:
             fully_shard(layer, mesh=mesh)
         fully_shard(policy, mesh=mesh)
