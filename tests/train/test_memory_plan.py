@@ -95,21 +95,34 @@ def of_plan(found: MemoryPlan) -> float:
 # --- against the truth ---------------------------------------------------------------------------
 
 
-@pytest.mark.timeout(900)  # a minute where nothing else runs
+def truth_of_8b(layers: int, batch: Packed, given: TrainOptions, budget: int) -> dict[str, float]:
+    """Of four layers, or of more by what two more than four of them take: the tracker is slow."""
+    four = truth(batch, given, budget, deep(4))
+    if layers == 4:
+        return four
+    six = truth(batch, given, budget, deep(6))
+    return {name: four[name] + (six[name] - four[name]) * (layers - 4) / 2 for name in four}
+
+
+def deep(layers: int) -> LlamaConfig:
+    config = copy.deepcopy(LLAMA_8B)
+    config.num_hidden_layers = layers
+    return config
+
+
+@pytest.mark.timeout(900)  # half a minute where nothing else runs
 @pytest.mark.parametrize(
     ("layers", "budget", "kernels"),
     [(32, 2048, "auto"), (4, 4095, "plain"), (4, 4095, "auto"), (4, 1, "auto")],
     ids=["8B, half", "no layer twice, plain", "no layer twice", "every layer twice"],
 )
 def test_step_of_8b(layers: int, budget: int, kernels: str) -> None:
-    """At the width of 8B; once at its depth too, which takes the tracker half a minute."""
-    config = copy.deepcopy(LLAMA_8B)
-    config.num_hidden_layers = layers
+    """At the width of 8B; once at its depth too."""
     flags = {"tokens_per_microbatch": 4095, "activation_budget": budget, "kernels": kernels}
     batch = pack(revisions())
     assert batch.tokens == 4095
-    found = plan(config, 200.0, longest=1239, **flags)
-    expected = truth(batch, options(**flags), budget, config)
+    found = plan(deep(layers), 200.0, longest=1239, **flags)
+    expected = truth_of_8b(layers, batch, options(**flags), budget)
     assert of_plan(found) == pytest.approx(expected["Total"], rel=0.03)
     assert found.standing.weights / GIB == pytest.approx(expected["PARAM"], rel=1e-3)
     assert found.standing.gradients / GIB == pytest.approx(expected["GRAD"], rel=1e-3)
@@ -225,10 +238,10 @@ def test_real_process() -> None:
 
 
 def test_8b_fits_one_gpu_of_80_gb() -> None:
-    """Full weights with 16 low bits and 8-bit moments, 4,096 tokens at once."""
+    """Full weights with 16 low bits and 8-bit moments, 4,096 tokens at once, no layer run twice."""
     found = plan(LLAMA_8B)
     assert found.choice is not None
-    assert found.choice.tokens == 4096
+    assert (found.choice.tokens, found.choice.kept_layers) == (4096, 32)
     assert found.peak <= 74 * GIB
     assert found.parameters.total == found.parameters.trained == 8_030_261_248
     found.check()
@@ -236,7 +249,7 @@ def test_8b_fits_one_gpu_of_80_gb() -> None:
 
 def test_as_little_recomputation_as_fits() -> None:
     kept = []
-    for room in (74.0, 140.0):
+    for room in (70.0, 140.0):
         found = plan(LLAMA_8B, room)
         assert found.choice is not None
         assert found.peak <= room * GIB

@@ -153,7 +153,10 @@ def check_model(policy: Policy, pair: Pair, tolerance: float, installed: Install
     with torch.no_grad():
         _, *ours = policy(batch, lambda chosen, rejected, _: chosen)
         policy.model.set_attn_implementation("eager")
-        with installed.aside() if installed else contextlib.nullcontext():
+        with (
+            installed.aside() if installed else contextlib.nullcontext(),
+            torch.autocast(device.type, policy.autocast, enabled=policy.autocast is not None),
+        ):
             theirs = naive.answer_logps(policy.model, [pair])
     policy.model.set_attn_implementation(used)
     tokens = max(1, len(pair.chosen) + len(pair.rejected))

@@ -6,6 +6,7 @@ answer by itself, padded at the end, which no earlier token sees."""
 
 from __future__ import annotations
 
+import contextlib
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from clair_apo.train.head import HeadShape, PairLosses, pair_losses
+from clair_apo.train.kernels.layers.remake import remaking
 
 if TYPE_CHECKING:
     from clair_apo.train.packing import Packed
@@ -25,7 +27,8 @@ class Policy(nn.Module):
     `share`: whether pairs come with shared prefixes. `budget`: tokens whose activations are kept; in a
     microbatch of more, so many of the last layers keep theirs as fit, and the others run twice.
     `autocast`: dtype of products, where it is not the weights'. `fused_head`: by Triton's kernels in place
-    of `head.py`; they need a device that `kernels.available` names.
+    of `head.py`; they need a device that `kernels.available` names. `remake`: whether what our norms and
+    gates give is made again in the backward pass (`kernels/layers/remake.py`).
     """
 
     def __init__(
@@ -36,6 +39,7 @@ class Policy(nn.Module):
         budget: int | None = None,
         autocast: torch.dtype | None = None,
         fused_head: bool = False,
+        remake: bool = False,
     ) -> None:
         super().__init__()
         self._pair_losses = pair_losses
@@ -44,6 +48,7 @@ class Policy(nn.Module):
 
             self._pair_losses = fused.pair_losses
         self.autocast = autocast
+        self.remake = remake
         self.causal_lm = causal_lm
         self.share = share
         self.budget = budget
@@ -51,6 +56,8 @@ class Policy(nn.Module):
         self._inner = [plain]  # in a list: it is a part of causal_lm already
         self.head_shape = head_shape(plain.config)
         self.layers = _layers(plain)
+        if autocast is not None:
+            _without_casts(causal_lm)
         if budget is not None:
             # What transformers' own switch does, which has another name in each version.
             for layer in self.layers:
@@ -69,7 +76,10 @@ class Policy(nn.Module):
         """The sum of the pairs' losses (float64, with the gradient), and the summed log-probabilities
         of chosen and of rejected answers (float64 [pairs])."""
         device = batch.input_ids.device.type
-        with torch.autocast(device, self.autocast, enabled=self.autocast is not None):
+        with (
+            torch.autocast(device, self.autocast, enabled=self.autocast is not None),
+            remaking() if self.remake else contextlib.nullcontext(),
+        ):
             hidden = self.hidden(batch)[batch.rows]
         head = self.model.get_output_embeddings()
         dtype = self.autocast or head.weight.dtype
@@ -119,6 +129,14 @@ def _layers(model: Any) -> list[Any]:
     if not model.supports_gradient_checkpointing:
         return []
     return [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
+
+
+def _without_casts(model: Any) -> None:
+    """Has adapters of peft leave the dtype of their inputs to autocast, which takes them as they are.
+    Their own way to it is by float32, and keeps another copy for each adapter."""
+    for module in model.modules():
+        if hasattr(module, "cast_input_dtype_enabled"):
+            module.cast_input_dtype_enabled = False
 
 
 def without_dropout(model: nn.Module) -> None:

@@ -263,6 +263,7 @@ class _Run:
             budget=self._activation_budget(),
             autocast=self.autocast,
             fused_head=self.kernels == "fused",
+            remake=self.processes.device.type == "cuda",
         )
         policy.train(train).requires_grad_(train and not options.lora_rank)
         if options.lora_rank and train:

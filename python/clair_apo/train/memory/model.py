@@ -63,7 +63,14 @@ def empty_policy(
         if options.lora_rank:
             model = with_adapters(model, options)
     _without_contents(model)
-    policy = Policy(model, share=shares, budget=1, autocast=autocast, fused_head=kernels == "fused")
+    policy = Policy(
+        model,
+        share=shares,
+        budget=1,
+        autocast=autocast,
+        fused_head=kernels == "fused",
+        remake=device.type == "cuda",
+    )
     policy.train().requires_grad_(not options.lora_rank)
     if options.lora_rank:
         for name, parameter in policy.named_parameters():

@@ -1,8 +1,7 @@
 """RMSNorm, rotary positions and gates in PyTorch alone, for where there are no kernels: a CPU above all.
 
 The numbers are those of `naive.py`. What differs is what is kept for the way back: inputs only, where the
-modules keep a tensor for each of their steps, and fewer passes over memory. A layer of a Llama keeps about
-a quarter less, so that fewer layers have to run twice. Statistics are in float32.
+modules keep a tensor for each of their steps, and fewer passes over memory. Statistics are in float32.
 """
 
 from __future__ import annotations
@@ -14,12 +13,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from clair_apo.train.kernels.layers.naive import LLAMA, NormForm
+from clair_apo.train.kernels.layers.remake import remakeable
 
 
 def rms_norm(x: Tensor, weight: Tensor, epsilon: float, form: NormForm = LLAMA) -> Tensor:
     """As `naive.rms_norm`: `x` [..., W], `weight` [W]."""
-    result: Tensor = _RmsNorm.apply(x, weight, epsilon, form)
-    return result
+    return remakeable(_RmsNorm.apply(x, weight, epsilon, form), _norm_again)
 
 
 class _RmsNorm(torch.autograd.Function):
@@ -30,12 +29,7 @@ class _RmsNorm(torch.autograd.Function):
         scale.div_(x.shape[-1]).add_(epsilon).rsqrt_()
         ctx.save_for_backward(x, weight, scale)
         ctx.form = form
-        normal: Tensor = wide * scale
-        if form.rounds_first:
-            normal = normal.to(x.dtype)
-            factor = weight + form.offset if form.offset else weight
-            return normal.mul_(factor) if normal.dtype == factor.dtype else normal * factor
-        return normal.mul_(weight.float() + form.offset).to(x.dtype)
+        return _scaled(wide, weight, scale, form, x.dtype)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Any:
@@ -51,10 +45,23 @@ class _RmsNorm(torch.autograd.Function):
         return dx.to(x.dtype), of_weight, None, None
 
 
+def _scaled(wide: Tensor, weight: Tensor, scale: Tensor, form: NormForm, dtype: torch.dtype) -> Tensor:
+    normal = wide * scale
+    if form.rounds_first:
+        normal = normal.to(dtype)
+        factor = weight + form.offset if form.offset else weight
+        return normal.mul_(factor) if normal.dtype == factor.dtype else normal * factor
+    return normal.mul_(weight.float() + form.offset).to(dtype)
+
+
+def _norm_again(ctx: Any) -> Tensor:
+    x, weight, scale = ctx.saved_tensors
+    return _scaled(x.float(), weight, scale, ctx.form, x.dtype)
+
+
 def gated(gate: Tensor, up: Tensor, activation: str = "silu") -> Tensor:
     """As `naive.gated`: `gate` and `up` of one shape and dtype."""
-    result: Tensor = _Gated.apply(gate, up, activation)
-    return result
+    return remakeable(_Gated.apply(gate, up, activation), _gated_again)
 
 
 class _Gated(torch.autograd.Function):
@@ -62,7 +69,7 @@ class _Gated(torch.autograd.Function):
     def forward(ctx: Any, gate: Tensor, up: Tensor, activation: str) -> Tensor:
         ctx.save_for_backward(gate, up)
         ctx.activation = activation
-        return _active(gate, activation).mul_(up)
+        return _product(gate, up, activation)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Any:
@@ -74,6 +81,15 @@ class _Gated(torch.autograd.Function):
         else:
             of_gate = torch.ops.aten.gelu_backward(of_active, gate, approximate="tanh")
         return of_gate, _active(gate, ctx.activation).mul_(dy), None
+
+
+def _product(gate: Tensor, up: Tensor, activation: str) -> Tensor:
+    return _active(gate, activation).mul_(up)
+
+
+def _gated_again(ctx: Any) -> Tensor:
+    gate, up = ctx.saved_tensors
+    return _product(gate, up, ctx.activation)
 
 
 def _active(gate: Tensor, activation: str) -> Tensor:

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from clair_apo.errors import ClairError
 from clair_apo.train.kernels.layers.naive import LLAMA, NormForm
+from clair_apo.train.kernels.layers.remake import remakeable
 from clair_apo.train.kernels.spec import Spec
 
 # Wider rows would spill registers: a program holds whole rows.
@@ -40,26 +41,16 @@ def rms_norm(x: Tensor, weight: Tensor, epsilon: float, form: NormForm = LLAMA) 
     """
     if x.shape[-1] > WIDEST:
         raise ClairError(f"rows of {x.shape[-1]} numbers are too wide for one program ({WIDEST})")
-    result: Tensor = _RmsNorm.apply(x, weight, epsilon, form)
-    return result
+    return remakeable(_RmsNorm.apply(x, weight, epsilon, form), _again)
 
 
 class _RmsNorm(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, epsilon: float, form: NormForm) -> Tensor:
         x = x.contiguous()
-        width = x.shape[-1]
-        rows = x.numel() // width
-        dtype = torch.promote_types(x.dtype, weight.dtype) if form.rounds_first else x.dtype
-        y = torch.empty_like(x, dtype=dtype)
-        scales = torch.empty(rows, dtype=torch.float32, device=x.device)
-        shape = _shape(width)
-        if rows:
-            _forward[(triton.cdiv(rows, shape["ROWS"]),)](
-                x, weight, y, scales, rows, width, epsilon, *form, **shape
-            )
+        y, scales = _normalised(x, weight, epsilon, form)
         ctx.save_for_backward(x, weight, scales)
-        ctx.form = form
+        ctx.epsilon, ctx.form = epsilon, form
         return y
 
     @staticmethod
@@ -77,6 +68,25 @@ class _RmsNorm(torch.autograd.Function):
                 dy, x, weight, scales, dx, parts, rows, width, *ctx.form, of_weight, **shape
             )
         return dx, parts.sum(0).to(weight.dtype) if of_weight else None, None, None
+
+
+def _normalised(x: Tensor, weight: Tensor, epsilon: float, form: NormForm) -> tuple[Tensor, Tensor]:
+    width = x.shape[-1]
+    rows = x.numel() // width
+    dtype = torch.promote_types(x.dtype, weight.dtype) if form.rounds_first else x.dtype
+    y = torch.empty_like(x, dtype=dtype)
+    scales = torch.empty(rows, dtype=torch.float32, device=x.device)
+    shape = _shape(width)
+    if rows:
+        _forward[(triton.cdiv(rows, shape["ROWS"]),)](
+            x, weight, y, scales, rows, width, epsilon, *form, **shape
+        )
+    return y, scales
+
+
+def _again(ctx: Any) -> Tensor:
+    x, weight, _ = ctx.saved_tensors
+    return _normalised(x, weight, ctx.epsilon, ctx.form)[0]
 
 
 def _shape(width: int) -> dict[str, int]:

@@ -18,6 +18,7 @@ import triton.language as tl
 from torch import Tensor
 
 from clair_apo.train.kernels.layers.naive import ACTIVATIONS
+from clair_apo.train.kernels.layers.remake import remakeable
 from clair_apo.train.kernels.spec import Spec
 
 _BLOCK = 1024
@@ -34,20 +35,16 @@ def gated(gate: Tensor, up: Tensor, activation: str = "silu") -> Tensor:
         raise ValueError(f"a gate {gate.dtype} {tuple(gate.shape)} for {up.dtype} {tuple(up.shape)}")
     if activation not in ACTIVATIONS:
         raise ValueError(f"{activation} is none of {', '.join(ACTIVATIONS)}")
-    result: Tensor = _Gated.apply(gate, up, activation == "silu")
-    return result
+    return remakeable(_Gated.apply(gate, up, activation == "silu"), _again)
 
 
 class _Gated(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, gate: Tensor, up: Tensor, silu: bool) -> Tensor:
         gate, up = gate.contiguous(), up.contiguous()
-        out = torch.empty_like(gate)
-        if count := gate.numel():
-            _forward[(triton.cdiv(count, _BLOCK),)](gate, up, out, count, silu, _BLOCK)
         ctx.save_for_backward(gate, up)
         ctx.silu = silu
-        return out
+        return _product(gate, up, silu)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Any:
@@ -59,6 +56,18 @@ class _Gated(torch.autograd.Function):
                 of_out, gate, up, of_gate, of_up, count, ctx.silu, _BLOCK
             )
         return of_gate, of_up, None
+
+
+def _product(gate: Tensor, up: Tensor, silu: bool) -> Tensor:
+    out = torch.empty_like(gate)
+    if count := gate.numel():
+        _forward[(triton.cdiv(count, _BLOCK),)](gate, up, out, count, silu, _BLOCK)
+    return out
+
+
+def _again(ctx: Any) -> Tensor:
+    gate, up = ctx.saved_tensors
+    return _product(gate, up, ctx.silu)
 
 
 @triton.jit
