@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
+from clair_apo import launched
 from clair_apo.errors import (
     EXIT_CANNOT_GO_ON,
     EXIT_INTERRUPTED,
@@ -25,6 +26,7 @@ from clair_apo.errors import (
     Terminated,
     UsageError,
 )
+from clair_apo.flags import Waiving
 
 DESCRIPTION = """CLAIR preference pairs and APO training.
 
@@ -117,10 +119,12 @@ class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         from clair_apo.terminal import safe
 
-        print(
-            f"{self.prog}: {safe(message)}{self._meant()}\n`{self.prog} --help` lists the flags.",
-            file=sys.stderr,
-        )
+        # All processes of a launch have the same command line.
+        if not self.prog.endswith(" train") or launched.place()[0] == 0:
+            print(
+                f"{self.prog}: {safe(message)}{self._meant()}\n`{self.prog} --help` lists the flags.",
+                file=sys.stderr,
+            )
         raise SystemExit(EXIT_USAGE)
 
     def _meant(self) -> str:
@@ -197,6 +201,8 @@ def namespace(command: str, flags: Mapping[str, Any]) -> argparse.Namespace:
         if value is not None:
             setattr(values, action.dest, _value(action, value, name))
             given.add(action.dest)
+            if value is not False and isinstance(action, Waiving):
+                action.waive(parser, values)
     for action in known.values():
         if action.required and action.dest not in given:
             raise UsageError(f"{action.dest} is missing")
@@ -235,6 +241,8 @@ def _apply_config(parser: argparse.ArgumentParser, file: str) -> None:
         if value is not None:
             action.default = _value(action, value, f"{file}: {key}")
             action.required = False
+            if value is not False and isinstance(action, Waiving):
+                action.waive(parser)
 
 
 def _nearest(name: str, known: Mapping[str, object]) -> str:
@@ -280,6 +288,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     argv = list(sys.argv[1:] if arguments is None else arguments)
     commands = _commands()
     parser, subparsers = _parser(commands)
+    fail = _fail_together if argv[:1] == ["train"] else _fail
     try:
         with _terminable():
             return _run(argv, commands, parser, subparsers)
@@ -288,19 +297,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
         os.kill(os.getpid(), signal.SIGTERM)
         return EXIT_TERMINATED
     except ClairError as error:
-        return _fail(str(error), error.exit_code)
+        return fail(str(error), error.exit_code)
     except KeyboardInterrupt:
-        return _fail("interrupted", EXIT_INTERRUPTED)
+        return fail("interrupted", EXIT_INTERRUPTED)
     except BrokenPipeError:
         # Whoever read our output has seen enough; the interpreter must not complain at its end.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except OSError as error:
-        return _fail(_os_error(error), EXIT_CANNOT_GO_ON)
+        return fail(_os_error(error), EXIT_CANNOT_GO_ON)
     except Exception as error:
         if isinstance(error, ValueError) and str(error).startswith("CLAIR_APO_KERNEL"):
-            return _fail(str(error), EXIT_USAGE)
-        return _fail(
+            return fail(str(error), EXIT_USAGE)
+        return fail(
             f"unexpected {type(error).__name__}: {error}\nThis is a mistake in clair-apo; "
             "CLAIR_APO_DEBUG=1 shows where.",
             EXIT_CANNOT_GO_ON,
@@ -362,13 +371,19 @@ def _os_error(error: OSError) -> str:
     return f"{where}{error.strerror or error}"
 
 
-def _fail(message: str, status: int) -> int:
+def _fail(message: str | None, status: int) -> int:
     from clair_apo.terminal import safe
 
     if os.environ.get("CLAIR_APO_DEBUG"):
         print(safe(traceback.format_exc()), file=sys.stderr)
-    print(f"clair-apo: {safe(message)}", file=sys.stderr)
+    if message is not None:
+        print(f"clair-apo: {safe(message)}", file=sys.stderr)
     return status
+
+
+def _fail_together(message: str, status: int) -> int:
+    """For a command that runs in several processes at once."""
+    return _fail(launched.in_one_voice(message), status)
 
 
 if __name__ == "__main__":

@@ -5,6 +5,29 @@ from __future__ import annotations
 import argparse
 
 
+class Waiving(argparse.Action):
+    """A flag that makes others needless, those in `needless`: they are required no more, and empty where
+    they are not given, be it on the command line, in a file or in a call."""
+
+    needless: tuple[str, ...] = ()
+
+    def __call__(
+        self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: object, *_: object
+    ) -> None:
+        setattr(namespace, self.dest, values)
+        self.waive(parser, namespace)
+
+    def waive(self, parser: argparse.ArgumentParser, given: argparse.Namespace | None = None) -> None:
+        """`given`: what is parsed already, where that has begun."""
+        for action in parser._actions:
+            if action.dest in self.needless:
+                action.required = False
+                if action.default is None:
+                    action.default = ""
+                if given is not None and getattr(given, action.dest) is None:
+                    setattr(given, action.dest, "")
+
+
 def positive(text: object) -> int:
     """A whole number of at least 1."""
     number = _whole(text)

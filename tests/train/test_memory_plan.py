@@ -22,8 +22,8 @@ from transformers import (
 )
 from transformers.models.llama.modeling_llama import LlamaMLP
 
-from clair_apo.cli import main
-from clair_apo.errors import ClairError
+from clair_apo.cli import main, namespace
+from clair_apo.errors import ClairError, UsageError
 from clair_apo.train.memory.account import GIB, Spread
 from clair_apo.train.memory.model import empty_policy, install_layers, kernels_of
 from clair_apo.train.memory.plan import MemoryPlan, Precision, Room, optimiser_state, plan_memory
@@ -390,6 +390,23 @@ def test_command_as_json(folder: Path, capsys: pytest.CaptureFixture[str]) -> No
     assert found["peak"] == found["standing"]["total"] + found["moment"]["peak"]
     # A dozen numbers for each hidden number: norms, attention, gates.
     assert 8 < sum(part["size"] for part in found["kept_per_token"]) / (2 * 256) < 40
+
+
+def test_a_plan_needs_a_model_only_wherever_it_is_asked_for(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = tmp_path / "run.yaml"
+    config.write_text(f"plan: true\nplan-memory: 8\njson: true\nmodel: {folder}\n")
+    assert main(["train", "--config", str(config)]) == 0
+    assert json.loads(capsys.readouterr().out)["fits"]
+    called = namespace("train", {"model": str(folder), "plan": True})
+    assert (called.pairs, called.output_dir) == ("", "")
+    config.write_text(f"plan: false\nmodel: {folder}\n")
+    with pytest.raises(SystemExit):
+        main(["train", "--config", str(config)])
+    assert "--pairs" in capsys.readouterr().err
+    with pytest.raises(UsageError, match="pairs is missing"):
+        namespace("train", {"model": str(folder), "plan": False})
 
 
 def test_command_that_does_not_fit(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

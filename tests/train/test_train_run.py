@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import os
 import shutil
 import signal
 import subprocess
@@ -21,15 +20,15 @@ import pytest
 import torch
 import yaml
 from safetensors.torch import load_file
+from tiny_runs import FLAGS, arguments, assert_near, metrics, weights, write_pairs
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from clair_apo import train_model
 from clair_apo.errors import ClairError, UsageError
 from clair_apo.train.options import TrainOptions, add_arguments
-from trl_step import WORDS, tiny_model
+from trl_step import tiny_model
 
 ROOT = Path(__file__).resolve().parents[2]
-FLAGS: dict[str, Any] = {"batch_size": 4, "learning_rate": 1e-3, "tokens_per_microbatch": 60, "quiet": True}
 
 
 @pytest.fixture(autouse=True)
@@ -54,19 +53,7 @@ def wide(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def pairs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    rng = torch.Generator().manual_seed(0)
-
-    def words(count: int) -> str:
-        return " ".join(WORDS[int(i)] for i in torch.randint(5, len(WORDS), (count,), generator=rng))
-
-    rows = []
-    for i in range(18):
-        both = words(i % 4)
-        prompt, chosen, rejected = words(2 + i % 5), words(1 + i % 7), words(2 + i % 6)
-        rows.append({"prompt": prompt, "chosen": f"{both} {chosen} 1", "rejected": f"{both} {rejected} 2"})
-    path = tmp_path_factory.mktemp("pairs") / "pairs.parquet"
-    pq.write_table(pa.Table.from_pylist(rows), path)
-    return path
+    return write_pairs(tmp_path_factory.mktemp("pairs") / "pairs.parquet")
 
 
 @pytest.fixture
@@ -79,21 +66,6 @@ def run(model: Path, pairs: Path, tmp_path: Path) -> Any:
         return tmp_path / name
 
     return train
-
-
-def metrics(folder: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-
-
-def weights(folder: Path) -> dict[str, torch.Tensor]:
-    return load_file(folder / "model.safetensors")
-
-
-def assert_near(a: Path, b: Path, tolerance: float) -> None:
-    first, second = weights(a), weights(b)
-    assert first.keys() == second.keys()
-    for name, tensor in first.items():
-        torch.testing.assert_close(second[name], tensor, rtol=0, atol=tolerance, msg=name)
 
 
 @pytest.mark.parametrize(
@@ -134,78 +106,6 @@ def test_likelihoods_move_as_the_objective_says(run: Any, objective: str) -> Non
 )
 def test_how_a_step_is_run_does_not_change_it(run: Any, flags: dict[str, Any]) -> None:
     assert_near(run("plain"), run("other", **flags), 2e-6)
-
-
-@pytest.mark.parametrize(
-    ("sharding", "reference"), [("ddp", "cached"), ("fsdp", "cached"), ("ddp", "live"), ("fsdp", "live")]
-)
-def test_two_processes_equal_one(
-    run: Any, model: Path, pairs: Path, tmp_path: Path, sharding: str, reference: str
-) -> None:
-    one = run("one", eval_pairs=str(pairs))
-    two = tmp_path / "two"
-    given = [*arguments(model, pairs, two), "--sharding", sharding, "--eval-pairs", str(pairs)]
-    given += ["--reference", reference]
-    in_two_processes(given, tmp_path / "another cache")
-    assert_near(one, two, 2e-6)
-    for a, b in zip(metrics(one), metrics(two), strict=True):
-        for name in ("loss", "eval_loss", "logps/chosen", "rewards/margins", "eval_rewards/accuracies"):
-            if name in a:
-                assert math.isclose(a[name], b[name], rel_tol=1e-5, abs_tol=1e-6), name
-        if "pairs" in a:
-            assert (a["pairs"], a["tokens"], a["num_tokens"]) == (b["pairs"], b["tokens"], b["num_tokens"])
-
-
-def in_two_processes(given: list[str], cache: Path) -> None:
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
-    environment["XDG_CACHE_HOME"] = str(cache)
-    done = subprocess.run(
-        [*command, "-m", "clair_apo.train", *given],
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-
-
-def test_sharded_bf16_weights_equal_those_of_one_process(
-    run: Any, wide: Path, pairs: Path, tmp_path: Path
-) -> None:
-    """Within the rounding of bf16 gradients, which processes add in another order: 2% of the way that
-    weights went. A checkpoint of one process goes on in two."""
-    flags: dict[str, Any] = {"dtype": "bfloat16", "model": str(wide), "save_steps": 2}
-    one = run("one", **flags, save_total_limit=9)
-    two = tmp_path / "two"
-    given = [*arguments(wide, pairs, two), "--sharding", "fsdp", "--dtype", "bfloat16"]
-    given += ["--save-steps", "2"]
-    in_two_processes(given, tmp_path / "cache")
-    again = tmp_path / "again"
-    shutil.copytree(one, again)
-    shutil.rmtree(again / "checkpoints" / "step-00000004")
-    shutil.rmtree(again / "checkpoints" / "step-00000005")
-    resumed = [*arguments(wide, pairs, again), "--sharding", "fsdp", "--dtype", "bfloat16"]
-    in_two_processes([*resumed, "--save-steps", "2", "--resume"], tmp_path / "cache")
-    start = weights(wide)
-    for folder in (two, again):
-        found, wanted = weights(folder), weights(one)
-        way = sum(float((wanted[name].float() - start[name]).abs().sum()) for name in start)
-        apart = sum(float((wanted[name].float() - found[name].float()).abs().sum()) for name in start)
-        assert {tensor.dtype for tensor in found.values()} == {torch.bfloat16}
-        assert apart < 0.02 * way
-        for a, b in zip(metrics(one), metrics(folder), strict=True):
-            assert math.isclose(a["loss"], b["loss"], rel_tol=1e-4)
-
-
-def arguments(model: Path, pairs: Path, folder: Path) -> list[str]:
-    given = {"model": model, "pairs": pairs, "output_dir": folder, **FLAGS}
-    return [
-        word
-        for name, value in given.items()
-        for word in ([f"--{name.replace('_', '-')}"] + ([] if value is True else [str(value)]))
-    ]
 
 
 @pytest.mark.parametrize(

@@ -189,6 +189,10 @@ def save_model(policy: Any, tokenizer: Any, folder: Path) -> None:
     weights = get_model_state_dict(policy, options=full) if sharded else None
     if _rank() == 0:
         if weights is not None:
+            # What is tied came twice; as one tensor it is written once.
+            first: dict[int, str] = {}
+            for name, parameter in policy.named_parameters(remove_duplicate=False):
+                weights[name] = weights[first.setdefault(id(parameter), name)]
             weights = {name.removeprefix("causal_lm."): tensor for name, tensor in weights.items()}
         temporary = folder / f".model{_ENDING}"
         shutil.rmtree(temporary, ignore_errors=True)

@@ -10,9 +10,11 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch.distributed import DistError
 
 from clair_apo.errors import ClairError
 from clair_apo.terminal import one_line
+from clair_apo.train.checkpoint import Checkpoints
 
 if TYPE_CHECKING:
     from clair_apo.train.launch import Processes
@@ -57,19 +59,21 @@ def alone(folder: Path, processes: Processes) -> Iterator[None]:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ClairError(f"{one_line(str(folder))}: {error.strerror or error}") from error
-    if not processes.first:
-        yield
-        return
     lock = FileLock(folder / ".lock", timeout=0)
-    try:
-        lock.acquire()
-    except Timeout:
-        raise ClairError(f"{one_line(str(folder))}: another run is at work there") from None
+
+    def hold() -> None:
+        try:
+            lock.acquire()
+        except Timeout:
+            raise ClairError(f"{one_line(str(folder))}: another run is at work there") from None
+
+    processes.from_first(hold)
     try:
         yield
     finally:
-        lock.release()
-        (folder / ".lock").unlink(missing_ok=True)
+        if processes.first:
+            lock.release()
+            (folder / ".lock").unlink(missing_ok=True)
 
 
 @contextlib.contextmanager
@@ -79,15 +83,14 @@ def in_words(options: TrainOptions) -> Iterator[None]:
         yield
     except torch.OutOfMemoryError as error:
         raise _no_room(options) from error
+    except DistError as error:
+        raise _lost(options) from error
     except RuntimeError as error:
         said = str(error)
         if "can't allocate memory" in said or "not enough memory" in said:
             raise _no_room(options) from error
         if "NCCL" in said or "gloo" in said.lower() or "connection closed by peer" in said.lower():
-            raise ClairError(
-                f"another process of this run was lost: {one_line(said, 200)}. The last checkpoint stands; "
-                "start again with --resume."
-            ) from error
+            raise _lost(options) from error
         raise
 
 
@@ -97,5 +100,21 @@ def _no_room(options: TrainOptions) -> ClairError:
     return ClairError(
         f"out of memory. Lower --tokens-per-microbatch{now} or --activation-budget first, then "
         "--max-length; --sharding fsdp spreads weights over processes, --lora-rank trains adapters only. "
-        "The last checkpoint stands."
+        f"{last_checkpoint(options)}"
     )
+
+
+def _lost(options: TrainOptions) -> ClairError:
+    # In the same words in all processes that are left.
+    return ClairError(
+        "another process of this run was lost: it failed, or was killed (by a machine out of memory, for "
+        f"one). {last_checkpoint(options)}"
+    )
+
+
+def last_checkpoint(options: TrainOptions) -> str:
+    """Which one there is to go on from, as a sentence."""
+    found = Checkpoints(options.directory / "checkpoints", options.save_total_limit).whole()
+    if not found:
+        return "There is no checkpoint yet."
+    return f"The last checkpoint stands: {one_line(str(found[-1]))}; --resume goes on from it."

@@ -9,18 +9,22 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+import time
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import torch
 import torch.distributed as dist
 from torch import nn
 
-from clair_apo.errors import UsageError
+from clair_apo import launched
+from clair_apo.errors import ClairError, UsageError
 
 if TYPE_CHECKING:
     from clair_apo.train.options import TrainOptions
     from clair_apo.train.policy import Policy
+
+T = TypeVar("T")
 
 
 class Processes:
@@ -31,6 +35,11 @@ class Processes:
         self.device: torch.device = accelerator.device
         self.rank: int = accelerator.process_index
         self.count: int = accelerator.num_processes
+        self._waits = 0
+        # What was asked for last, and a stream of its own, where nobody waits for what a GPU computes.
+        self._asked: tuple[torch.Tensor, Any] | None = None
+        cuda = self.device.type == "cuda"
+        self._aside = torch.cuda.Stream(self.device) if cuda else None  # type: ignore[no-untyped-call]
 
     @property
     def first(self) -> bool:
@@ -59,6 +68,60 @@ class Processes:
         if self.count == 1:
             return flag
         return bool(self.sum(torch.tensor(float(flag), device=self.device)).item())
+
+    def soon(self, flag: bool) -> bool:
+        """Whether it was so in any process when all asked this the last time; of one process, at once.
+
+        All ask at the same places, and all are answered alike. Each time one number goes out, and the one
+        before is looked at, for which nobody has to wait by then: so it may be asked at every microbatch.
+        """
+        if self.count == 1:
+            return flag
+        with torch.cuda.stream(self._aside):
+            before = self._asked
+            value = torch.tensor(int(flag), dtype=torch.int32, device=self.device)
+            self._asked = value, dist.all_reduce(value, dist.ReduceOp.MAX, async_op=True)
+            if before is None:
+                return False
+            value, work = before
+            work.wait()
+            return bool(value.item())
+
+    def from_first(
+        self,
+        make: Callable[[], T],
+        send: Callable[[T], Any] = lambda made: made,
+        receive: Callable[[Any], T] = lambda sent: sent,
+    ) -> T:
+        """What `make` gives in the first process, in the others too: what `receive` makes of what `send`
+        makes of it, which is pickled. The first may take its time. A ClairError there is one everywhere."""
+        if self.count == 1:
+            return make()
+        made, sent, failure = None, None, None
+        if self.first:
+            try:
+                made = make()
+                sent = send(made)
+            except ClairError as error:
+                failure = error
+        self._wait_for_first()
+        box = [sent, failure]
+        dist.broadcast_object_list(box, src=0)
+        sent, failure = box
+        if failure is not None:
+            raise failure
+        return cast(T, made) if self.first else receive(sent)
+
+    def _wait_for_first(self) -> None:
+        """Not within a collective operation, which gives up after minutes: reading and hashing a large
+        model takes longer."""
+        self._waits += 1
+        name = f"first/{self._waits}"
+        store = launched.store(300)
+        if self.first:
+            store.set(name, "")
+        while not store.check([name]):
+            time.sleep(0.05)
 
 
 def start(options: TrainOptions) -> Processes:
@@ -116,24 +179,14 @@ def wants_shards(options: TrainOptions) -> bool:
 
 
 def wrap(policy: Policy, options: TrainOptions, processes: Processes) -> nn.Module:
-    """The policy as this run's processes hold it: alone, as DDP's replica, or sharded (FSDP2) layer by
-    layer with the embedding and the head in one group around them."""
-    if processes.count == 1:
+    """The policy as this run's processes hold it: alone, as DDP's replica, or sharded as it is already
+    (`shards.spread`)."""
+    if processes.count == 1 or sharded(options, processes):
         return policy
-    if not sharded(options, processes):
-        if not any(parameter.requires_grad for parameter in policy.parameters()):
-            return policy  # a reference: DDP refuses what has no gradients to exchange
-        ids = [processes.device.index] if processes.device.type == "cuda" else None
-        return nn.parallel.DistributedDataParallel(policy, device_ids=ids, gradient_as_bucket_view=True)
-    from torch.distributed.device_mesh import init_device_mesh
-    from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
-
-    mesh = init_device_mesh(processes.device.type, (processes.count,))
-    precision = MixedPrecisionPolicy(reduce_dtype=torch.float32)
-    for layer in policy.layers:
-        fully_shard(layer, mesh=mesh, mp_policy=precision)
-    fully_shard(policy, mesh=mesh, mp_policy=precision)
-    return policy
+    if not any(parameter.requires_grad for parameter in policy.parameters()):
+        return policy  # a reference: DDP refuses what has no gradients to exchange
+    ids = [processes.device.index] if processes.device.type == "cuda" else None
+    return nn.parallel.DistributedDataParallel(policy, device_ids=ids, gradient_as_bucket_view=True)
 
 
 class Trackers:

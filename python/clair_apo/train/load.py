@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
+import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +15,8 @@ from clair_apo.terminal import one_line
 from clair_apo.train import attention
 from clair_apo.train.packing import pack
 from clair_apo.train.policy import Policy, without_dropout
+from clair_apo.train.split import split_weights
+from clair_apo.train.weights import known_hash
 
 if TYPE_CHECKING:
     from clair_apo.train.kernels.layers.install import Installed
@@ -42,17 +45,81 @@ def load_tokenizer(model: str) -> Any:
 
 def load_model(model: str, dtype: torch.dtype) -> Any:
     """A model of `AutoModelForCausalLM` without dropout, in `dtype`."""
-    from transformers import AutoModelForCausalLM
+    return _load(model, dtype)[0]
 
+
+def _load(model: str, dtype: torch.dtype) -> tuple[Any, bool]:
+    """The model, and whether all of its weights were found."""
+    import transformers
+
+    models: Any = transformers.AutoModelForCausalLM  # not typed
     attention.register()
     try:
-        loaded = AutoModelForCausalLM.from_pretrained(folder_of(model), dtype=dtype)
+        loaded, report = models.from_pretrained(folder_of(model), dtype=dtype, output_loading_info=True)
     except (OSError, ValueError, KeyError, ImportError) as error:
         raise _unreadable(model, "model", error) from error
     if getattr(loaded, "hf_quantizer", None) is not None:
         raise ClairError(f"{one_line(model)} is quantised; train the model that it was made from")
     without_dropout(loaded)
-    return loaded
+    return loaded, not report["missing_keys"] and not report["mismatched_keys"]
+
+
+@dataclass
+class Loaded:
+    """A model as a run takes it, still on the CPU: its weights split if need be, its way of attention
+    chosen, with adapters if there are to be any. `low`: the low bits that are trained with the weights, by
+    name in a `Policy`; `hash`: of the weights as they were read ("" for a reference); `shares`: whether
+    prefixes are shared, and `unshared` why they are not."""
+
+    model: Any
+    low: dict[str, torch.Tensor | None]
+    hash: str
+    parameters: int
+    shares: bool
+    unshared: str | None
+
+
+def load_for_run(
+    options: TrainOptions,
+    dtype: torch.dtype,
+    longest: int,
+    device: torch.device,
+    *,
+    split: bool,
+    train: bool,
+) -> Loaded:
+    """Reads the model of a run on `device`, to be trained or as the reference. `split`: read in float32,
+    and held in bf16 with low bits."""
+    began = time.time_ns()
+    kind = torch.float32 if split else dtype
+    model, whole = _load(options.model, kind)
+    found = known_hash(model, kind, _files_of(options.model) if whole else None, began) if train else ""
+    parameters = model.num_parameters()
+    low = split_weights(model) if split else {}
+    shares, why = sharing(model, options, longest, device)
+    adapters = train and options.lora_rank is not None
+    if adapters:
+        model = with_adapters(model, options)
+    trained = train and not adapters
+    return Loaded(
+        model,
+        {f"causal_lm.{name}": bits for name, bits in low.items()} if trained else {},
+        found,
+        parameters,
+        shares,
+        why,
+    )
+
+
+def _files_of(model: str) -> Path | None:
+    """The folder that a model was read from."""
+    from transformers.utils.hub import cached_file
+
+    try:
+        found = cached_file(folder_of(model), "config.json", local_files_only=True)
+    except (OSError, ValueError):
+        return None
+    return Path(found).parent.resolve() if found else None
 
 
 def with_adapters(model: Any, options: TrainOptions) -> Any:
@@ -130,23 +197,12 @@ def _no_kernels(device: torch.device) -> str | None:
     return None
 
 
-def weights_hash(model: torch.nn.Module) -> str:
-    """SHA-256 over names, dtypes and bytes of all parameters."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(model.state_dict().items()):
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        digest.update(tensor.detach().contiguous().cpu().flatten().view(torch.uint8).numpy())
-    return digest.hexdigest()
-
-
 def check_model(policy: Policy, pair: Pair, tolerance: float, installed: Installed | None = None) -> None:
     """Compares a pair's log-probabilities, shared and by our head and kernels, with those of two passes of
     the model as it is.
 
     Raises: ClairError where they differ by more than `tolerance`, in nats a token.
     """
-    from clair_apo.train import naive
-
     device = policy.model.device
     batch = pack([pair], share=policy.share).to(device)
     used = policy.config._attn_implementation
@@ -157,7 +213,7 @@ def check_model(policy: Policy, pair: Pair, tolerance: float, installed: Install
             installed.aside() if installed else contextlib.nullcontext(),
             torch.autocast(device.type, policy.autocast, enabled=policy.autocast is not None),
         ):
-            theirs = naive.answer_logps(policy.model, [pair])
+            theirs = policy.plain_logps([pair])
     policy.model.set_attn_implementation(used)
     tokens = max(1, len(pair.chosen) + len(pair.rejected))
     worst = max(float((a - b.to(device)).abs()) for a, b in zip(ours, theirs, strict=True)) / tokens

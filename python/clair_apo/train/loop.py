@@ -115,9 +115,6 @@ class Loop:
                     self._share(references)
                     saved = time.monotonic()
             on_progress(step.number + 1, last)
-            if self.processes.any(self.stop()):  # asked by all at the same place
-                self._share(references)
-                raise Stopped
         self._share(references)
 
     def _share(self, references: References) -> None:
@@ -291,10 +288,11 @@ class Loop:
         return batch.to(self.processes.device)
 
     def _check_stop(self, references: References | None = None) -> None:
-        # Of several processes each would stop at another place, and the others wait for it for ever.
-        if self.processes.count == 1 and self.stop():
+        """Called by all processes at the same places, so that all stop at the same one: a process that
+        stopped by itself would leave the others waiting for it. `references`: those that are computed."""
+        if self.processes.soon(self.stop()):
             if references is not None:
-                references.save()
+                self._share(references)
             self.optimizer.zero_grad(set_to_none=True)
             raise Stopped
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from clair_apo.errors import UsageError
-from clair_apo.flags import above_zero, named, not_negative, not_negative_float, positive
+from clair_apo.flags import Waiving, above_zero, named, not_negative, not_negative_float, positive
 
 OBJECTIVES = ("apo-zero", "apo-down", "dpo", "kto-pair", "kto", "apo-zero-unpaired", "sft", "auto")
 SCHEDULES = ("linear", "cosine", "constant")
@@ -401,18 +401,10 @@ def _planned(group: argparse._ArgumentGroup) -> None:
     )
 
 
-class _Plan(argparse.Action):
+class _Plan(Waiving):
     """A plan needs neither pairs nor a folder."""
 
-    def __call__(
-        self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: object, *_: object
-    ) -> None:
-        setattr(namespace, self.dest, values)
-        for action in parser._actions:
-            if action.dest in ("pairs", "output_dir"):
-                action.required = False
-                if getattr(namespace, action.dest) is None:
-                    setattr(namespace, action.dest, "")
+    needless = ("pairs", "output_dir")
 
 
 def _gib(text: object) -> float:

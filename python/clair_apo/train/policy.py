@@ -18,7 +18,9 @@ from clair_apo.train.head import HeadShape, PairLosses, pair_losses
 from clair_apo.train.kernels.layers.remake import remaking
 
 if TYPE_CHECKING:
-    from clair_apo.train.packing import Packed
+    from collections.abc import Sequence
+
+    from clair_apo.train.packing import Packed, Pair
 
 
 class Policy(nn.Module):
@@ -92,6 +94,13 @@ class Policy(nn.Module):
             None if head.bias is None else head.bias.to(dtype),
             self.head_shape,
         )
+
+    def plain_logps(self, pairs: Sequence[Pair]) -> tuple[Tensor, Tensor]:
+        """Summed log-probabilities of chosen and of rejected answers, float64 [pairs], from the model's own
+        logits: to compare with. A method, since weights that are sharded are gathered around it."""
+        from clair_apo.train import naive
+
+        return naive.answer_logps(self.model, pairs)
 
     def hidden(self, batch: Packed) -> Tensor:
         """The last hidden rows of a microbatch, [T, H], behind the final norm."""

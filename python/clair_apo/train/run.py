@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Mapping
 from dataclasses import asdict, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,18 +14,16 @@ import torch
 
 from clair_apo.errors import EXIT_INTERRUPTED, ClairError, StoppedEarly, UsageError
 from clair_apo.terminal import one_line
-from clair_apo.train import checkpoint, launch
+from clair_apo.train import checkpoint, launch, shards
 from clair_apo.train.checkpoint import Checkpoints, Progress
-from clair_apo.train.guard import Stop, alone, in_words
+from clair_apo.train.guard import Stop, alone, in_words, last_checkpoint
+from clair_apo.train.kernels.layers import install
 from clair_apo.train.launch import Processes
 from clair_apo.train.load import (
     check_model,
     kernels,
-    load_model,
+    load_for_run,
     load_tokenizer,
-    sharing,
-    weights_hash,
-    with_adapters,
 )
 from clair_apo.train.loop import Data, Loop, Stopped
 from clair_apo.train.memory.account import Spread
@@ -39,7 +39,6 @@ from clair_apo.train.packing import packed_tokens
 from clair_apo.train.plan import Plan
 from clair_apo.train.policy import Policy
 from clair_apo.train.reference import Key, References
-from clair_apo.train.split import split_weights
 from clair_apo.train.tokens import Mismatched, Tokenised, TokenPairs, check_vocabulary, tokenise
 from clair_apo.train.view import View
 
@@ -69,7 +68,7 @@ def train(options: TrainOptions) -> dict[str, Any]:
     """
     options.check()
     processes = launch.start(options)
-    with in_words(options), alone(options.directory, processes), Stop() as stop:
+    with Stop() as stop, in_words(options), alone(options.directory, processes):
         return _Run(options, processes, stop).run()
 
 
@@ -121,17 +120,7 @@ class _Run:
                 f"bare bfloat16 weights at a rate of {options.learning_rate:g}: most steps are smaller "
                 "than half the gap between two bf16 numbers and change nothing"
             )
-        if not resumed:
-            shortest = found.pairs[int(np.argmin(data.plan.tokens))]
-            tolerance = TOLERANCE[self.autocast or self.dtype]
-            check_model(policy, shortest, tolerance, self.layers)
         module = launch.wrap(policy, options, self.processes)
-        live = None
-        if wants_reference and cached is None:
-            live = module
-            if not options.lora_rank:
-                other = self._policy(tokenizer, found.pairs, longest, train=False)
-                live = launch.wrap(other, options, self.processes)
         optimizer = make_optimizer(
             policy.named_parameters(),
             options,
@@ -139,6 +128,16 @@ class _Run:
             fused=self.kernels == "fused",
         )
         self.low = None  # the optimiser has its own
+        if not resumed:
+            shortest = found.pairs[int(np.argmin(data.plan.tokens))]
+            tolerance = TOLERANCE[self.autocast or self.dtype]
+            check_model(policy, shortest, tolerance, self.layers)
+        live = None
+        if wants_reference and cached is None:
+            live = module
+            if not options.lora_rank:
+                other = self._policy(tokenizer, found.pairs, longest, train=False)
+                live = launch.wrap(other, options, self.processes)
         loop = Loop(
             options,
             objective,
@@ -242,24 +241,18 @@ class _Run:
         return found
 
     def _policy(self, tokenizer: Any, pairs: TokenPairs, longest: int, *, train: bool) -> Policy:
-        options = self.options
-        model = load_model(options.model, torch.float32 if self.split else self.dtype)
-        if train:
-            self.model_hash = weights_hash(model)
-            self.parameters = model.num_parameters()
-        if self.split:
-            low = split_weights(model)
-            if train and not options.lora_rank:
-                self.low = {f"causal_lm.{name}": bits for name, bits in low.items()}
+        """The policy, or the reference, on this process's device: whole, or sharded already."""
+        options, processes = self.options, self.processes
+        sharded = launch.sharded(options, processes)
+        load = partial(
+            load_for_run, options, self.dtype, longest, processes.device, split=self.split, train=train
+        )
+        loaded = shards.load_once(load, processes) if sharded else load()
+        model = loaded.model
         check_vocabulary(tokenizer, model.get_output_embeddings().weight.shape[0], pairs)
-        shares, why = sharing(model, options, longest, self.processes.device)
-        if why is not None and train:
-            self.view.say(f"prefixes are not shared: {why}")
-        if options.lora_rank and train:
-            model = with_adapters(model, options)
         policy = Policy(
             model,
-            share=shares,
+            share=loaded.shares,
             budget=self._activation_budget(),
             autocast=self.autocast,
             fused_head=self.kernels == "fused",
@@ -269,13 +262,22 @@ class _Run:
         if options.lora_rank and train:
             for name, parameter in policy.named_parameters():
                 parameter.requires_grad_("lora_" in name)
-        policy = policy.to(self.processes.device)
-        if self.kernels != "plain":
-            from clair_apo.train.kernels.layers import install
-
-            installed = install.install(policy.causal_lm, install.makes(self.kernels), self.autocast)
-            if train:
-                self.layers = installed
+        layers = None if self.kernels == "plain" else install.makes(self.kernels)
+        low: Mapping[str, torch.Tensor | None] = loaded.low
+        installed = None
+        if sharded:
+            low, installed = shards.spread(policy, low, processes, layers)
+        else:
+            policy = policy.to(processes.device)
+            if layers is not None:
+                installed = install.install(policy.causal_lm, layers, self.autocast)
+        if train:
+            self.model_hash, self.parameters, self.layers = loaded.hash, loaded.parameters, installed
+            if self.split and not options.lora_rank:
+                self.low = {name: bits for name, bits in low.items() if bits is not None}
+            if loaded.unshared is not None:
+                self.view.say(f"prefixes are not shared: {loaded.unshared}")
+            if installed is not None:
                 self.view.say(installed.text())
         return policy
 
@@ -379,7 +381,7 @@ class _Run:
 
         def save(progress: Progress, norm: Any) -> None:
             # Between logged steps nobody looks; weights that are none make every later norm none.
-            _check_finite({"step": progress.step, "grad_norm": float(norm)})
+            _check_finite({"step": progress.step, "grad_norm": float(norm)}, options)
             self.checkpoints.save(progress, loop.policy, loop.optimizer, self._settings(facts))
 
         gathered = new_metrics()
@@ -406,7 +408,7 @@ class _Run:
                             "num_tokens": tokens,
                             "seconds": seconds,
                         }
-                        _check_finite(record)
+                        _check_finite(record, options)
                         for sink in (file.write, trackers.log, show):
                             sink(record)
                     if evaluation is not None and (done % every == 0 or done == steps):
@@ -419,8 +421,6 @@ class _Run:
                         saved = done
                     if logged:  # anew here: evaluation and saving are no part of the next step's time
                         gathered = new_metrics()
-                    if processes.any(self.stop.asked()):
-                        raise Stopped
             except Stopped:
                 if saved < progress.step:
                     save(progress, extras["grad_norm"])
@@ -444,11 +444,11 @@ def _before(options: TrainOptions) -> TrainOptions:
     return replace(options, **{name: getattr(options, name) or value for name, value in had.items()})
 
 
-def _check_finite(record: dict[str, Any]) -> None:
+def _check_finite(record: dict[str, Any], options: TrainOptions) -> None:
     for name in ("loss", "grad_norm"):
         if not np.isfinite(record.get(name, 0.0)):
             raise ClairError(
                 f"the {name} of step {record['step']} is {record[name]}: nothing of this step was saved. A "
-                "lower --learning-rate or --max-grad-norm, or --dtype float32, may help; the last "
-                "checkpoint stands."
+                "lower --learning-rate or --max-grad-norm, or --dtype float32, may help. "
+                f"{last_checkpoint(options)}"
             )

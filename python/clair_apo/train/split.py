@@ -41,8 +41,8 @@ class SplitOptimizer(torch.optim.Optimizer):
     """AdamW as torch's (decoupled weight decay), or RMSprop as torch's (no momentum), over bf16 parameters.
 
     `named`: the trained parameters, plain or sharded by rows over a mesh of one dimension (FSDP2); `low`:
-    what `split_weights` returned, under the same names, whole. `kind`: "adamw" or "rmsprop", which smoothes
-    by the second beta. `coded`: moments in 8 bits; else in float32. `fused`: by Triton.
+    what `split_weights` returned, under the same names, sharded as they are. `kind`: "adamw" or "rmsprop",
+    which smoothes by the second beta. `coded`: moments in 8 bits; else in float32. `fused`: by Triton.
 
     Its state is made at once: `low`, `exp_avg`, `exp_avg_sq` of the parameter's own shape and sharding,
     `exponents` [rows, blocks] sharded alike, `step`. Blocks lie within rows, and roundings hang on a
@@ -78,8 +78,7 @@ class SplitOptimizer(torch.optim.Optimizer):
     def _new_state(self, parameter: nn.Parameter, low: Tensor | None, coded: bool) -> dict[str, Tensor]:
         state = {"step": torch.zeros(()), "low": torch.zeros_like(parameter.data, dtype=torch.int16)}
         if low is not None:
-            rows = _rows(parameter, low.shape[0])
-            _local(state["low"]).copy_(low[rows])
+            _local(state["low"]).copy_(_local(low))
         coded = coded and parameter.ndim > 1 and parameter.numel() >= SMALL
         if self._adamw:
             kind = torch.int8 if coded else torch.float32
@@ -104,7 +103,7 @@ class SplitOptimizer(torch.optim.Optimizer):
         weight = _local(parameter.data)
         if scale is None:
             scale = torch.ones((), device=weight.device)
-        first = _rows(parameter, parameter.shape[0]).start if parameter.ndim else 0
+        first = rows_of(parameter, parameter.shape[0]).start if parameter.ndim else 0
 
         def table(name: str) -> Tensor | None:
             return _table(_local(state[name])) if name in state else None
@@ -170,8 +169,8 @@ def _table(tensor: Tensor) -> Tensor:
     return tensor.view(1, tensor.numel()) if tensor.ndim < 2 else tensor.flatten(1)
 
 
-def _rows(tensor: Tensor, rows: int) -> slice:
-    """Which of `rows` rows of the whole this process holds."""
+def rows_of(tensor: Tensor, rows: int) -> slice:
+    """Which of `rows` rows of the whole this process holds of a tensor."""
     if not isinstance(tensor, DTensor):
         return slice(0, rows)
     mesh, (placement,) = tensor.device_mesh, tensor.placements
