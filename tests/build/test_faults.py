@@ -13,7 +13,7 @@ from loopback import Answer, Asked, Loopback, error, upper
 
 ROWS = 150
 # Some rows meet more trouble than a run may have in a row; that one stops it is another test's.
-FLAGS = ["--timeout", 1, "--retries", 2, "--max-tokens", MAX_TOKENS, "--max-consecutive-failures", 0]
+FLAGS = ["--timeout", 2, "--retries", 2, "--max-tokens", MAX_TOKENS, "--max-consecutive-failures", 0]
 
 
 def test_each_row_ends_as_the_plan_says(tmp_path: Path) -> None:
