@@ -174,3 +174,22 @@ def test_what_fails_while_something_before_it_is_to_come(tmp_path: Path) -> None
     assert verdicts == [
         (row["judge_winner"], row["judge_verdicts"]) for row in rows(tmp_path / "q.parquet")
     ]
+
+
+def test_a_folder_in_other_words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Open batches stay open where the output is a relative path, and where the folder has moved since."""
+    here = tmp_path / "here"
+    here.mkdir()
+    with BatchLoopback(upper) as server:
+        known = flags(here, server, 3) | {"input": "in.parquet", "output": "p.parquet"}
+        monkeypatch.chdir(here)
+        assert go("submit", known)["submitted"] == 3
+        again = go("submit", known)
+        assert (again["submitted"], again["open"]) == (0, 3)
+        here.rename(there := tmp_path / "there")
+        monkeypatch.chdir(there)
+        assert go("submit", known | {"output": str(there / "p.parquet")})["submitted"] == 0
+        server.finish()
+        done = go("collect", known)
+        assert (done["replies"], done["open"], done["to_submit"], done["kept"]) == (3, 0, 0, 3)
+        assert (len(server.batches), len(server.answered)) == (1, 3), "nothing was paid twice"

@@ -318,13 +318,14 @@ class _Writing:
         self._files: dict[tuple[str, str], _File] = {}
         self._full: list[_File] = []
         options = job.options
-        self._folder = Path(options.batch_dir) if options.batch_dir else job.ledger.folder / "batches"
+        self._folder = Path(options.batch_dir) if options.batch_dir else job.book.folder
         self._prefix = f"{options.output_path.stem}-" if options.batch_dir else ""
         self._folder.mkdir(parents=True, exist_ok=True)
         if not options.batch_dir:  # what an interrupted start wrote and did not come to send
-            kept = {batch.requests_path for batch in job.book.open()}
+            # By name: the folder may be given in other words than those under which it was noted.
+            kept = {batch.requests_path.name for batch in job.book.open()}
             for path in self._folder.iterdir():
-                if path not in kept and path.name.endswith((".part", ".requests.jsonl")):
+                if path.name not in kept and path.name.endswith((".part", ".requests.jsonl")):
                     path.unlink()
         spent = job.ledger.spent()
         usd = cost_of(spent, job.parties.prices((item.role, item.model) for item in spent))

@@ -16,6 +16,7 @@ from typing import Any
 
 from clair_apo import files
 from clair_apo.errors import ClairError
+from clair_apo.llm.batch_files import FILES
 
 # The steps of a batch. Of one that is CREATING it is not known whether the service has it.
 PREPARED, UPLOADED, CREATING, OPEN, CLOSED = "prepared", "uploaded", "creating", "open", "closed"
@@ -67,6 +68,7 @@ class Book:
 
     def __init__(self, folder: Path) -> None:
         self.path = folder / "batches.json"
+        self.folder = folder / "batches"  # of the requests and results of services
         self.batches: list[Batch] = []
         self.not_ours: list[str] = []  # batches of the account that were taken for one of these
         if not self.path.exists():
@@ -75,6 +77,9 @@ class Book:
             content = json.loads(self.path.read_text("utf-8"))
             self.batches = [Batch(**one) for one in content["batches"]]
             self.not_ours = list(content["not_ours"])
+            for batch in self.batches:
+                if batch.service != FILES:  # the run folder may have been moved since
+                    batch.requests = str((self.folder / batch.requests_path.name).absolute())
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise ClairError(
                 f"{self.path} cannot be read ({error}). It says which batches are paid for; mend it, or "
