@@ -11,9 +11,11 @@ from pathlib import Path
 import pytest
 
 from clair_apo.build import judge_templates
+from clair_apo.build.command import _embedded_note
 from clair_apo.build.draft import DISAGREEMENT, TIE, Answer, Comparison, Judgement, Verdict
 from clair_apo.build.judge_templates import ABSOLUTE, PAIRWISE, read_verdict
 from clair_apo.build.parser import Unparsable
+from clair_apo.build.parties import Parties, Party
 from clair_apo.build.rows import InputRow
 from clair_apo.build.talk import Ask, Recipe, Talk
 from clair_apo.build.tally import Tally
@@ -336,3 +338,10 @@ def test_a_template_of_ones_own(tmp_path: Path) -> None:
         file.write_text(content)
         with pytest.raises(ClairError, match=words):
             judge_templates.load(str(file))
+
+
+@pytest.mark.parametrize("roles", [("model", "reviser"), ("judge",)])
+def test_the_embedded_model_is_named_as_the_judge_where_it_is_one(roles: tuple[str, ...]) -> None:
+    party = Party("smollm2", {}, None, None)
+    parties = Parties(dict.fromkeys(roles, party), None, None, None, None, embedded=True)  # type: ignore[arg-type]
+    assert ("judge" in _embedded_note(parties)) == ("judge" in roles)

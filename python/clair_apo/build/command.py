@@ -30,12 +30,18 @@ from clair_apo.llm.ledger import Ledger
 from clair_apo.llm.secrets import shown_url
 from clair_apo.llm.spending import Spending, cost_of
 
-EMBEDDED_NOTE = (
-    "No model is named, so the small embedded one (SmolLM2-135M-Instruct) answers and revises, with a "
-    "short template. That is for trying the pipeline, not for real data: it is a poor reviser."
-)
 # Settings that mean something where they are not set, too; others may be left out of a later start.
 PLAIN_IF_UNSET = ("minimality", "best-of", "rounds", "edits-template")
+
+
+def _embedded_note(parties: Parties) -> str:
+    does, bad_at = "answers and revises", "reviser"
+    if JUDGE in parties.roles:
+        does, bad_at = "answers, revises and judges", "reviser, a poor judge, and slow at it"
+    return (
+        f"No model is named, so the small embedded one (SmolLM2-135M-Instruct) {does}, with a "
+        f"short template. That is for trying the pipeline, not for real data: it is a poor {bad_at}."
+    )
 
 
 def run_build(args: argparse.Namespace) -> int:
@@ -230,7 +236,7 @@ def _announce(
     options: BuildOptions,
 ) -> None:
     if parties.embedded:
-        progress.say(EMBEDDED_NOTE)
+        progress.say(_embedded_note(parties))
     if ledger.mended:
         progress.say(f"WARNING: {ledger.mended}")
     earlier = sum(item.calls for item in ledger.spent())
