@@ -349,7 +349,7 @@ def test_a_megabyte_wholly_different_ends_soon_in_little_memory() -> None:
         """
     )
     assert 500_000 < told["result"] <= 1_000_000
-    assert told["seconds"] < 20  # about five on two quiet cores
+    assert told["seconds"] < 180  # five on two quiet cores; a cell at a time, more than a thousand
     assert told["mib"] < 200
 
 
@@ -367,5 +367,5 @@ def test_five_megabytes_nearly_equal_are_exact() -> None:
         """
     )
     assert told["result"] == 3 + 7 + 8
-    assert told["seconds"] < 10
+    assert told["seconds"] < 60
     assert told["mib"] < 600
