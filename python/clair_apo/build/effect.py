@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from clair_apo.build import templates
-from clair_apo.build.endpoint_options import APIS
+from clair_apo.build.endpoint_options import APIS, SAMPLING
 from clair_apo.build.methods import BUILT_IN, Method
 from clair_apo.build.options import BuildOptions
 from clair_apo.build.roles import JUDGE, MODEL, REVISER, STRONGER
 from clair_apo.errors import UsageError
 
-SAMPLING = ("temperature", "top_p", "max_tokens", "reasoning_effort", "extra_body")
 _CALLED = {MODEL: "model", REVISER: "reviser", STRONGER: "stronger model", JUDGE: "judge"}
 _NO_JUDGE = "no judge is asked here; --verify puts one behind any method"
 
@@ -56,7 +55,7 @@ def _about_parties(options: BuildOptions, methods: Sequence[Method], asks: set[s
             yield f"--{role}-{_dashed(end)}", given and not named, f"it goes with --{role} or --{role}-url"
         there = asked and (role != MODEL or named or embedded)
         prefix = "" if role == REVISER else f"{role}_"
-        for end in SAMPLING:
+        for end in (*SAMPLING, "extra_body"):
             flag = _dashed(end)
             why = nobody
             if role == REVISER:

@@ -12,6 +12,8 @@ from clair_apo.flags import not_negative_float, positive, share
 
 # As `clair_apo.llm.endpoint` has them; the help must not load what that imports.
 APIS = ("openai", "anthropic")
+# What is set for each role, with its prefix, under the names that servers have for it.
+SAMPLING = ("temperature", "top_p", "max_tokens", "reasoning_effort")
 
 
 def endpoint_arguments(group: argparse._ArgumentGroup, who: str, prefix: str) -> None:

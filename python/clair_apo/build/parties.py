@@ -13,7 +13,7 @@ from typing import Any
 
 from clair_apo.build import effect, judge_templates, templates
 from clair_apo.build.checks import Band
-from clair_apo.build.endpoint_options import key_from
+from clair_apo.build.endpoint_options import SAMPLING, key_from
 from clair_apo.build.judge_templates import JudgeTemplate
 from clair_apo.build.methods import Method
 from clair_apo.build.methods.off_policy_judge import OffPolicyJudge
@@ -377,8 +377,7 @@ def _local(role: str, party: Party, params: dict[str, Any]) -> Party:
 def _sampling(options: BuildOptions, role: str) -> dict[str, Any]:
     """The parameters that were set for a role; a server's own defaults hold for the others."""
     prefix = "" if role == REVISER else f"{role}_"
-    names = ("temperature", "top_p", "max_tokens", "reasoning_effort")
-    values = {name: getattr(options, prefix + name) for name in names}
+    values = {name: getattr(options, prefix + name) for name in SAMPLING}
     found = {name: value for name, value in values.items() if value is not None}
     return {**found, **(getattr(options, prefix + "extra_body") or {})}
 
