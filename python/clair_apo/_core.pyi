@@ -30,6 +30,42 @@ def word_script(a: str, b: str) -> list[_Edit]: ...
 def edit_scripts(a: Any, b: Any) -> Array: ...
 def kernel() -> str: ...
 
+# Attention of one head in float32, on the thread that calls: C-contiguous arrays, `query`, `out`, `of_out`
+# and `of_query` [rows, heads, size], `key` and `value` [rows, key heads, size], `lse` [heads, rows],
+# `of_key` and `of_value` [heads, rows, size]. The rows of `own` (first, and behind the last) see those of
+# `prefix`, and of `own` those up to themselves. Gradients of keys and values are put into the rows of `own`
+# and added to those of `prefix`. Raise ValueError for other shapes, NotImplementedError where it is not
+# supported.
+_Span: TypeAlias = tuple[int, int]
+
+def attention_supported() -> bool: ...
+def attention_forward(
+    query: Any,
+    key: Any,
+    value: Any,
+    out: Any,
+    lse: Any,
+    head: int,
+    prefix: _Span,
+    own: _Span,
+    scale: float,
+) -> None: ...
+def attention_backward(
+    query: Any,
+    key: Any,
+    value: Any,
+    out: Any,
+    lse: Any,
+    of_out: Any,
+    of_query: Any,
+    of_key: Any,
+    of_value: Any,
+    head: int,
+    prefix: _Span,
+    own: _Span,
+    scale: float,
+) -> None: ...
+
 class NgramIndex:
     """Different n-grams of words, in lower case, of the texts of a benchmark."""
 

@@ -1,10 +1,11 @@
 """Attention over a microbatch of branches, plugged into transformers' `AttentionInterface`.
 
-Each token sees the tokens of its own branch up to itself, and the prefix of its pair. Three ways to compute
+Each token sees the tokens of its own branch up to itself, and the prefix of its pair. Four ways to compute
 that, chosen by the model's `attn_implementation`:
 
-- `clair-plain`: two calls of PyTorch's SDPA for each pair. The truth for the other two, and the CPU's way.
-  The rejected rest has a dense mask, so nothing on CUDA chooses this by itself.
+- `clair-plain`: two calls of PyTorch's SDPA for each pair. The truth for the others, and the way of CPUs
+  that have no better. The rejected rest has a dense mask, so nothing on CUDA chooses this by itself.
+- `clair-blocks`: in Rust, in float32 on a CPU with AVX2.
 - `clair-flex`: FlexAttention with one block mask for the whole microbatch.
 - `clair-varlen`: one call of variable-length attention, with keys and values of the prefix gathered once
   for each branch. CUDA only. No mask exists.
@@ -29,15 +30,15 @@ from clair_apo.errors import ClairError
 if TYPE_CHECKING:
     from clair_apo.train.packing import Branches
 
-PLAIN, FLEX, VARLEN = "clair-plain", "clair-flex", "clair-varlen"
-NAMES = {"plain": PLAIN, "flex": FLEX, "varlen": VARLEN}
+PLAIN, BLOCKS, FLEX, VARLEN = "clair-plain", "clair-blocks", "clair-flex", "clair-varlen"
+NAMES = {"plain": PLAIN, "blocks": BLOCKS, "flex": FLEX, "varlen": VARLEN}
 
 
 def register() -> None:
-    """Makes the three known to transformers."""
+    """Makes them known to transformers."""
     from transformers import AttentionInterface
 
-    for name, function in ((PLAIN, plain), (FLEX, flex), (VARLEN, varlen)):
+    for name, function in ((PLAIN, plain), (BLOCKS, blocks), (FLEX, flex), (VARLEN, varlen)):
         AttentionInterface.register(name, function)
 
 
@@ -154,6 +155,31 @@ def _without_cudnn() -> Any:
 @lru_cache(maxsize=4)  # the layers of one pass ask for the same ones
 def _lower_right(queries: int, keys: int, device: torch.device) -> Tensor:
     return torch.ones(queries, keys, dtype=torch.bool, device=device).tril(keys - queries)
+
+
+def blocks(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    *,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    softcap: float | None = None,
+    branches: tuple[Branches, ...] | None = None,
+    **kwargs: Any,
+) -> tuple[Tensor, None]:
+    """As `plain`, in Rust: float32 on a CPU (`kernels/attention`)."""
+    from clair_apo.train.kernels.attention.blocks import attend
+
+    _check(module, branches, kwargs)
+    if dropout or softcap:
+        what = "attention dropout" if dropout else "a soft cap of attention scores"
+        raise ClairError(f"{what} is not possible with --attention blocks; use plain")
+    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    query, key, value = (x[0].transpose(0, 1) for x in (query, key, value))
+    return attend(query, key, value, branches or (), scale)[None], None
 
 
 def flex(

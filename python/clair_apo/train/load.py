@@ -13,6 +13,7 @@ import torch
 from clair_apo.errors import ClairError, UsageError
 from clair_apo.terminal import one_line
 from clair_apo.train import attention
+from clair_apo.train.kernels.attention import blocks
 from clair_apo.train.packing import pack
 from clair_apo.train.policy import Policy, without_dropout
 from clair_apo.train.split import split_weights
@@ -154,10 +155,17 @@ def sharing(
         unfit = "it computes in bfloat16"
     if name == "auto" and device.type == "cuda":
         name = "flex" if unfit else "varlen"
-    elif name == "auto":
-        name = "plain"
-    if device.type != "cuda" and name != "plain":
+    unblocked = blocks.unfit(model.config, model.dtype)
+    if name == "auto":
+        # Where AVX-512 is, PyTorch's own uses it.
+        avx2 = torch.backends.cpu.get_cpu_capability() == "AVX2"
+        name = "blocks" if avx2 and unblocked is None else "plain"
+    if device.type != "cuda" and name not in ("plain", "blocks"):
         raise UsageError(f"--attention {name} trains on CUDA only; plain does everywhere")
+    if name == "blocks" and (device.type == "cuda" or unblocked):
+        raise UsageError(
+            f"--attention blocks is not possible here: {unblocked or 'it runs on a CPU'}; plain is"
+        )
     if name == "varlen" and unfit:
         raise UsageError(f"--attention varlen is not possible here: {unfit}; flex is")
     model.set_attn_implementation(attention.NAMES[name])

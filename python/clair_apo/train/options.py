@@ -324,10 +324,10 @@ def _held(group: argparse._ArgumentGroup) -> None:
     )
     group.add_argument(
         "--attention",
-        choices=("auto", "plain", "flex", "varlen"),
+        choices=("auto", "plain", "blocks", "flex", "varlen"),
         default="auto",
-        help="how shared prefixes are attended to; auto: varlen on CUDA in bfloat16 or else flex, plain on "
-        "a CPU",
+        help="how shared prefixes are attended to; auto: varlen on CUDA in bfloat16 or else flex; on a CPU "
+        "blocks in float32 where it has AVX2 and no AVX-512, or else plain",
     )
     group.add_argument(
         "--kernels",

@@ -294,7 +294,7 @@ class _Run:
         def planned(some: Any) -> Data:
             tokens = [packed_tokens(some[i], share=policy.share) for i in range(len(some))]
             plan = Plan(tokens, options.batch_size, self._budget(), options.seed, self.processes.count)
-            computed = f"{self.autocast or self.dtype} {self.kernels}"
+            computed = f"{self.autocast or self.dtype} {self.kernels} {policy.config._attn_implementation}"
             key = weights and Key(weights, computed)
             references = References(key, some.hashes()) if key else None
             return Data(some, plan, references)

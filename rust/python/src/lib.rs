@@ -1,5 +1,6 @@
 //! The Python module `clair_apo._core`: Arrow in, Arrow out, no algorithms.
 
+mod attention;
 mod batch;
 mod bpe;
 mod dedup;
@@ -132,6 +133,9 @@ fn _core(m: &Bound<'_, PyModule>) -> PyResult<()> {
     m.add_function(wrap_pyfunction!(word_script, m)?)?;
     m.add_function(wrap_pyfunction!(edit_scripts, m)?)?;
     m.add_function(wrap_pyfunction!(kernel, m)?)?;
+    m.add_function(wrap_pyfunction!(attention::attention_forward, m)?)?;
+    m.add_function(wrap_pyfunction!(attention::attention_backward, m)?)?;
+    m.add_function(wrap_pyfunction!(attention::attention_supported, m)?)?;
     m.add_class::<ngrams::NgramIndex>()?;
     m.add_function(wrap_pyfunction!(dedup::minhash, m)?)?;
     m.add_function(wrap_pyfunction!(dedup::near_duplicates, m)?)?;

@@ -1,0 +1,134 @@
+//! What attention runs over, as pointers: several threads write their own heads of the same rows.
+
+use std::ops::Range;
+
+/// The rows that ask (`own`), and those before them that each of these sees (`prefix`).
+#[derive(Clone, Debug)]
+pub struct Side {
+    pub prefix: Range<usize>,
+    pub own: Range<usize>,
+}
+
+impl Side {
+    /// How many rows the last of `own` sees.
+    pub(crate) fn keys(&self) -> usize {
+        self.prefix.len() + self.own.len()
+    }
+
+    /// How many rows the one at `number` in `own` sees.
+    pub(crate) fn seen(&self, number: usize) -> usize {
+        self.prefix.len() + number + 1
+    }
+
+    fn rows(&self) -> impl Iterator<Item = usize> {
+        self.prefix.clone().chain(self.own.clone())
+    }
+}
+
+/// A head's part of rows that hold `width` numbers, `size` of them this head's.
+#[derive(Clone, Copy)]
+pub struct Head {
+    pub(crate) start: *const f32,
+    pub(crate) width: usize,
+    pub(crate) size: usize,
+}
+
+impl Head {
+    /// Head `number` of `rows`, each of `width` numbers.
+    ///
+    /// # Safety
+    /// Every row that is asked for must lie behind `rows`, and nobody may write to this head's part of it.
+    pub unsafe fn of(rows: *const f32, width: usize, number: usize, size: usize) -> Head {
+        assert!((number + 1) * size <= width && size.is_multiple_of(16));
+        Head {
+            start: unsafe { rows.add(number * size) },
+            width,
+            size,
+        }
+    }
+
+    pub(crate) unsafe fn row(&self, row: usize) -> *const f32 {
+        unsafe { self.start.add(row * self.width) }
+    }
+
+    /// The rows of `side`, one behind the other: [keys, size].
+    pub(crate) unsafe fn copied(&self, side: &Side) -> Vec<f32> {
+        let mut copy = Vec::with_capacity(side.keys() * self.size);
+        for row in side.rows() {
+            copy.extend_from_slice(unsafe { std::slice::from_raw_parts(self.row(row), self.size) });
+        }
+        copy
+    }
+
+    /// The rows of `side` as columns, in panels of 16: [keys / 16, size, 16], zero behind the last.
+    pub(crate) unsafe fn panels(&self, side: &Side) -> Vec<f32> {
+        let panel = 16 * self.size;
+        let mut all = vec![0.0; side.keys().div_ceil(16) * panel];
+        for (number, row) in side.rows().enumerate() {
+            let numbers = unsafe { std::slice::from_raw_parts(self.row(row), self.size) };
+            let first = number / 16 * panel + number % 16;
+            for (place, &x) in all[first..].iter_mut().step_by(16).zip(numbers) {
+                *place = x;
+            }
+        }
+        all
+    }
+}
+
+/// A head's part of rows that are written.
+#[derive(Clone, Copy)]
+pub struct HeadMut {
+    pub(crate) start: *mut f32,
+    pub(crate) width: usize,
+    pub(crate) size: usize,
+}
+
+impl HeadMut {
+    /// As `Head::of`.
+    ///
+    /// # Safety
+    /// Every row that is written must lie behind `rows`, and nobody else may touch this head's part of it.
+    pub unsafe fn of(rows: *mut f32, width: usize, number: usize, size: usize) -> HeadMut {
+        assert!((number + 1) * size <= width && size.is_multiple_of(16));
+        HeadMut {
+            start: unsafe { rows.add(number * size) },
+            width,
+            size,
+        }
+    }
+
+    pub(crate) unsafe fn row(&self, row: usize) -> *mut f32 {
+        unsafe { self.start.add(row * self.width) }
+    }
+
+    /// Puts `numbers` ([keys, size]) where the rows of `side` are: added in the prefix, as they are else.
+    pub(crate) unsafe fn put(&self, side: &Side, numbers: &[f32]) {
+        for (row, from) in side.rows().zip(numbers.chunks_exact(self.size)) {
+            let to = unsafe { std::slice::from_raw_parts_mut(self.row(row), self.size) };
+            if side.prefix.contains(&row) {
+                to.iter_mut().zip(from).for_each(|(to, from)| *to += from);
+            } else {
+                to.copy_from_slice(from);
+            }
+        }
+    }
+}
+
+/// What the forward pass had and gave, and the gradient of what it gave.
+#[derive(Clone, Copy)]
+pub struct Given {
+    pub query: Head,
+    pub key: Head,
+    pub value: Head,
+    pub out: Head,
+    pub lse: *const f32,
+    pub of_out: Head,
+}
+
+/// Where gradients go. Those of keys and values are added where a side has a prefix.
+#[derive(Clone, Copy)]
+pub struct Gradients {
+    pub query: HeadMut,
+    pub key: HeadMut,
+    pub value: HeadMut,
+}
