@@ -158,6 +158,7 @@ def test_a_search_that_cuts_more_than_itself_is_not_sure(
             "\u6211\u4e0d\u662f\u5b66\u751f\u3002",
         ),
         ("a.\r\n\r\nb.\r\nc.", block("a.\n\nb.", "1.\n2."), "1.\r\n2.\r\nc."),
+        ("a.\r\n\r\nb.", block("a.\r", "1.\r\n2.\r"), "1.\r\n2.\r\n\r\nb."),
         ("a.\r\n\r\nb.", "<<<<<<< SEARCH\nb.\n=======\n>>>>>>> REPLACE", "a."),
         ("a.\n\nb.", "<<<<<<< SEARCH\na.\n=======\n>>>>>>> REPLACE", "b."),
         ("f(x):\n    g\n    h\n", block("    g", "    i\n    j"), "f(x):\n    i\n    j\n    h\n"),
@@ -189,6 +190,9 @@ def test_what_does_not_apply_is_asked_for_in_full(tmp_path: Path) -> None:
     out = tmp_path / "p.parquet"
     with Loopback(behave) as server:
         flags = ["--reviser", "m", "--reviser-url", server.url, "--reply-format", "edits"]
+        judge = ["--verify", "--judge", "j", "--judge-url", server.url]
+        told = [build(source, out, *flags, *more, "--dry-run")["calls"]["high"] for more in ([], judge)]
+        assert told[1] - told[0] >= 2 * len(answers), "each row comes to its judge"
         summary = build(source, out, *flags)
         assert len(server.asked) == summary["calls"] == 6
         plain = build(source, out, *flags[:-2], status=2)

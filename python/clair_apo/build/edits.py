@@ -34,7 +34,7 @@ _JOINER, _TONES = "\u200d", "\U0001f3fb\U0001f3fc\U0001f3fd\U0001f3fe\U0001f3ff"
 
 def takes_edits(original: str) -> bool:
     """Whether edits of an answer can be told from it: none of its lines is like a marker."""
-    return not any(_is_marker(line) for line in original.splitlines())
+    return not any(_is_marker(line) or _ALMOST.search(line) for line in original.splitlines())
 
 
 def parse_edits(reply: str, original: str, prompt: str = "") -> Parsed:
@@ -43,7 +43,7 @@ def parse_edits(reply: str, original: str, prompt: str = "") -> Parsed:
     Raises Unparsable where any of them does not apply, Refused where the reply declines the task.
     """
     text = strip_thinking(reply, f"{prompt}\n{original}")
-    if _is_crlf(text):
+    if _is_crlf(text) or _is_crlf(original):
         text = text.replace("\r\n", "\n")
     try:
         reasons, edits = _blocks(text, "\r\n" if _is_crlf(original) else "\n")
