@@ -78,9 +78,10 @@ def main() -> None:
 
 
 def _applies(reply: str, original: str, revision: str) -> bool:
-    """Whether the edits give back the revision exactly; the others would be asked for in full."""
+    """Whether the edits give back the revision (but for white space around it); the others would be
+    asked for in full."""
     try:
-        return parse_edits(reply, original).revision == revision
+        return parse_edits(reply, original).revision.strip() == revision.strip()
     except Unparsable:
         return False
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 import clair_apo
+from clair_apo import cli
 from clair_apo.build import build_pairs
 from clair_apo.errors import UsageError
 from cli import COMMAND, clair, environment, write_prompts
@@ -266,3 +267,24 @@ def test_a_kernel_that_the_machine_lacks(command: list[str], tmp_path: Path) -> 
     assert done.returncode == 2
     assert "CLAIR_APO_KERNEL names 'x87', which this machine does not have" in done.stderr
     assert [p.name for p in tmp_path.iterdir()] == ["in.parquet"]
+
+
+def test_ctrl_c_while_a_class_is_made(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Python 3.11 gives what a `__set_name__` raises as the cause of a RuntimeError."""
+
+    class Pressed:
+        def __set_name__(self, owner: type, name: str) -> None:
+            raise KeyboardInterrupt
+
+    def run(*_: object) -> int:
+        try:
+            type("Made", (), {"at": Pressed()})
+        except KeyboardInterrupt as error:  # as later versions have it
+            raise RuntimeError("Error calling __set_name__") from error
+        return 0
+
+    monkeypatch.setattr(cli, "_run", run)
+    assert cli.main(["stats"]) == 130
+    assert "interrupted" in capsys.readouterr().err

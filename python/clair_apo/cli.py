@@ -309,6 +309,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except Exception as error:
         if isinstance(error, ValueError) and str(error).startswith("CLAIR_APO_KERNEL"):
             return fail(str(error), EXIT_USAGE)
+        if isinstance(error.__cause__, KeyboardInterrupt):  # it came while a class was made
+            return fail("interrupted", EXIT_INTERRUPTED)
         return fail(
             f"unexpected {type(error).__name__}: {error}\nThis is a mistake in clair-apo; "
             "CLAIR_APO_DEBUG=1 shows where.",

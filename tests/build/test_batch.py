@@ -223,8 +223,11 @@ def test_a_kill_between_a_step_and_its_record(tmp_path: Path, api: str, path: st
         server.slow.clear()
         server.add(2)
         known = flags(source, server, api)
+        left = tmp_path / "p.run" / "batches" / ".0001-reviser.results.jsonl.outpu.ab.tmp"
+        left.write_text("half of a file that was on its way")
         again = go("submit", known)
         assert (again["submitted"], again["open"]) == (0, 3)
+        assert not left.exists()
         ours = [
             b for b in server.batches.values() if not any(name.startswith("theirs") for name in b.requests)
         ]
@@ -343,7 +346,7 @@ def test_files_for_vllm(tmp_path: Path) -> None:
     assert requests.exists()
 
 
-def test_files_that_are_given_up(tmp_path: Path) -> None:
+def test_files_that_are_given_up(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     known = {
         "input": str(source_of(tmp_path, 3)),
         "output": str(tmp_path / "p.parquet"),
@@ -353,8 +356,19 @@ def test_files_that_are_given_up(tmp_path: Path) -> None:
     (batch,) = go("submit", known)["batches"]
     write_lines(Path(batch["results"]), results_of(Path(batch["requests"]))[:1])
     assert go("collect", known)["replies"] == 1
-    Path(batch["requests"]).unlink()
-    again = go("submit", known)
+    (tmp_path / "files").rename(tmp_path / "elsewhere")
+    known["batch_dir"] = str(tmp_path / "elsewhere")  # a folder that moves is no folder that is gone
+    moved = go("collect", known)
+    assert (moved["replies"], moved["open"]) == (0, 3)
+    assert "given up" not in capsys.readouterr().err
+    Path(moved["batches"][0]["requests"]).unlink()
+    assert [each["status"] for each in go("status", known)["batches"]] == ["its requests are gone"]
+    command = ["build-pairs", "--reviser", "m", "--batch", "submit", "--json"]
+    command += [f"--{name.replace('_', '-')}={known[name]}" for name in ("input", "output", "batch_dir")]
+    assert main(command) == 0
+    told = capsys.readouterr()
+    assert "batch 1 is given up" in told.err
+    again = json.loads(told.out)["batch"]
     assert (again["submitted"], again["open"]) == (2, 2)
     with pytest.raises(UsageError, match="chat completions"):
         go("submit", known, api="anthropic")

@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
+from clair_apo.clean import hub
 from clair_apo.clean.conversion import convert
 from clair_apo.errors import ClairError, UsageError
 from clair_apo.tables import dropped_schema, pair_schema
@@ -104,6 +105,20 @@ def test_the_card_tells_recipe_models_counts_contrast_and_licence(tables: Path, 
     other = (tmp_path / "other" / "README.md").read_text()
     assert "license" not in yaml.safe_load(other.split("---\n")[1])
     assert "None is set" in other
+
+
+def test_a_table_that_does_not_name_everything(tables: Path, tmp_path: Path) -> None:
+    nameless = [{**verdict, "judge": None} for verdict in VERDICTS]
+    table = pa.Table.from_pylist(
+        [{**ROWS[0], "method": None, "judge_verdicts": nameless}, {**ROWS[1], "flags": None}],
+        schema=pa.schema([item.with_nullable(True) for item in pair_schema()]),
+    )
+    pq.write_table(table, tmp_path / "t.parquet")
+    hub.write_folder(tmp_path / "t.parquet", tmp_path / "out", licence="mit\n---\nlicense: other")
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "- `unknown`, 1 pairs: a method of its maker's own." in card
+    assert "judged by `unknown`" in card
+    assert yaml.safe_load(card.split("\n---\n")[0][4:])["license"] == "mit\u240a---\u240alicense: other"
 
 
 def test_nothing_of_others_is_mixed_in_or_overwritten(tables: Path, tmp_path: Path) -> None:

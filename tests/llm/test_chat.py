@@ -26,6 +26,14 @@ def test_a_whole_answer() -> None:
     assert (reply.text, reply.reasoning, reply.model) == ("Yes.", "why", "m-1")
     assert (reply.tokens_in, reply.tokens_out, reply.at) == (3, 2, 5.0)
     assert interpret(body({"content": "x", "reasoning_content": "old"})).reasoning == "old"
+    thought = {
+        "type": "thinking",
+        "thinking": [{"type": "text", "text": "Let me see."}],
+    }  # as Mistral has it
+    reply = interpret(body({"content": [thought, {"type": "text", "text": "Yes."}]}))
+    assert (reply.text, reply.reasoning) == ("Yes.", "Let me see.")
+    with pytest.raises(CallFailed, match="empty"):
+        interpret(body({"content": [thought]}))
     assert (
         interpret(body({"content": [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]})).text
         == "ab"

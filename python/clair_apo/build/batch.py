@@ -81,7 +81,7 @@ def submit(job: Job) -> dict[str, Any]:
     """Hands over what can be asked by now and is neither on file nor handed over. Raises StoppedEarly or
     ClairError where a service does not take a batch; what was handed over is written down by then."""
     book, options = job.book, job.options
-    writing = _Writing(job, _under_way(book))
+    writing = _Writing(job, _under_way(job))
     _gather(job, writing.take, retry_failed=options.retry_failed)
     new = writing.finished()
     book.batches += new
@@ -115,7 +115,10 @@ def status(book: Book, parties: Parties) -> dict[str, Any]:
         if batch.service == FILES:
             there = batch.results_path.exists()
             lines = _lines(batch.results_path) if there else 0
-            told[batch.number] = {"status": "results are there" if there else "waiting", "done": lines}
+            how = "results are there" if there else "waiting"
+            if not batch.requests_path.exists():
+                how = "its requests are gone"
+            told[batch.number] = {"status": how, "done": lines}
             continue
         with service_of(_endpoint(batch, parties)) as service, _giving_up(batch):
             state = service.state(batch)
@@ -142,7 +145,7 @@ def collect(job: Job) -> dict[str, Any]:
         if batch.service == FILES:
             _collect_files(job, batch, took)
             continue
-        if _withdrawn(batch):
+        if _withdrawn(job, batch):
             continue
         with service_of(job.endpoint(batch)) as service, _giving_up(batch):
             state = service.state(batch)
@@ -164,7 +167,7 @@ def collect(job: Job) -> dict[str, Any]:
         book.save()
         batch.requests_path.unlink(missing_ok=True)
         batch.results_path.unlink(missing_ok=True)
-    under_way, missing = _under_way(book), set[Call]()
+    under_way, missing = _under_way(job), set[Call]()
     book.save()
     ready, waiting = _gather(job, lambda call, stage, role, request: missing.add(call), retry_failed=False)
     names = ("replies", "failures", "unknown", "repeated", "unreadable", "left")
@@ -201,19 +204,29 @@ def _giving_up(batch: Batch) -> Iterator[None]:
         ) from error
 
 
-def _under_way(book: Book) -> set[Call]:
+def _under_way(job: Job) -> set[Call]:
     """The calls of the open batches."""
     found: set[Call] = set()
-    for batch in list(book.open()):
-        if not _withdrawn(batch):
+    for batch in list(job.book.open()):
+        if not _withdrawn(job, batch):
             found |= Requests(batch.requests_path).calls
     return found
 
 
-def _withdrawn(batch: Batch) -> bool:
-    """Closes a batch whose requests somebody removed, to give it up."""
+def _withdrawn(job: Job, batch: Batch) -> bool:
+    """Closes a batch whose requests somebody removed, to give it up. Those that moved with their
+    `--batch-dir` are found there."""
     if batch.requests_path.exists():
         return False
+    if batch.service == FILES and job.options.batch_dir:
+        moved = Path(job.options.batch_dir, batch.requests_path.name).absolute()
+        if moved.exists():
+            batch.requests = str(moved)
+            return False
+    job.progress.say(
+        f"batch {batch.number} is given up, since {batch.requests} is not there: what of it is not "
+        "answered can be submitted again"
+    )
     _close(batch)
     return True
 
@@ -225,7 +238,7 @@ def _close(batch: Batch) -> None:
 
 def _collect_files(job: Job, batch: Batch, took: Counter[str]) -> None:
     """Takes what stands in the results; the batch is done once all of its calls are there."""
-    if not _withdrawn(batch) and batch.results_path.exists():
+    if not _withdrawn(job, batch) and batch.results_path.exists():
         found = _ingest(job, batch)
         took += found
         if batch.replies + batch.failures >= batch.calls:
@@ -325,7 +338,8 @@ class _Writing:
             # By name: the folder may be given in other words than those under which it was noted.
             kept = {batch.requests_path.name for batch in job.book.open()}
             for path in self._folder.iterdir():
-                if path.name not in kept and path.name.endswith((".part", ".requests.jsonl")):
+                ours = path.name.endswith((".part", ".tmp", ".outpu", ".error", ".jsonl"))
+                if path.name not in kept and ours:
                     path.unlink()
         spent = job.ledger.spent()
         usd = cost_of(spent, job.parties.prices((item.role, item.model) for item in spent))

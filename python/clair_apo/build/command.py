@@ -255,6 +255,8 @@ def _announce(
         parts.append(f"fresh answers from {at(STRONGER)}")
     if REVISER in parties.roles and parties.template:
         parts += [f"revisions from {at(REVISER)}", f"template {parties.template.name}"]
+        if parties.edits_template:
+            parts[-1] = f"template {parties.edits_template.name}, or {parties.template.name} in full"
     if parties.judges and parties.judge_template:
         names = ", ".join(judge.name for judge in parties.judges)
         parts.append(f"judged by {names} ({parties.judge_template.name})")

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from clair_apo.build.calls import finished
+from clair_apo.build.edits import takes_edits
 from clair_apo.build.judge_templates import PAIRWISE
 from clair_apo.build.methods import Method
 from clair_apo.build.options import BuildOptions
@@ -259,7 +260,7 @@ class _Planning:
             return self._verdict(self._recipe.judge_template.form, about)
         if stage == REVISE and self._recipe.template is not None and about:
             template, text = self._recipe.template, self._stand.new(about[0])
-            if self._recipe.edits_template is not None:
+            if self._recipe.edits_template is not None and takes_edits(about[0]):
                 return f"<<<<<<< SEARCH\n{about[0]}\n=======\n{text}\n>>>>>>> REPLACE"
             return f"{{{template.answer_marker}}}\n{text}" if template.reply == MARKED else text
         return self._stand.new(None)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from clair_apo import text
 from clair_apo.build.checks import Band
 from clair_apo.build.draft import Answer, Draft
-from clair_apo.build.edits import parse_edits
+from clair_apo.build.edits import parse_edits, takes_edits
 from clair_apo.build.parser import Parsed, Refused, Unparsable, parse
 from clair_apo.build.roles import REVISE, REVISER
 from clair_apo.build.templates import EDITS, Template, as_text
@@ -28,15 +28,15 @@ LONG_TEXTS = 40_000
 
 async def revise(talk: Talk, answer: Answer, draw: int = 0) -> Answer:
     """The reviser's improvement of `answer`; the one counted `draw` from 0. With a template of edits, it is
-    asked for these first, and in the full form where they do not apply. With a band (`minimality`), a
-    revision whose edit ratio lies outside of it is asked for once more, and the one nearer to the band is
-    kept.
+    asked for these first, and in the full form where they do not apply (or could not). With a band
+    (`minimality`), a revision whose edit ratio lies outside of it is asked for once more, and the one
+    nearer to the band is kept.
 
     Raises CallFailed with the kind that the row fails with.
     """
     recipe = talk.recipe
     assert recipe.template is not None
-    if recipe.edits_template is not None:
+    if recipe.edits_template is not None and takes_edits(answer.text):
         revising = _Revising(talk, recipe.edits_template, answer.text, draw)
         with contextlib.suppress(Unparsable):
             return await revising.in_band(*await revising.once())

@@ -23,6 +23,8 @@ from clair_apo.terminal import one_line
 
 DATA = Path("data") / "train-00000-of-00001.parquet"
 CARD = "README.md"
+# Where a table does not name a method or a judge.
+UNKNOWN = "unknown"
 # Names of one kind that the card lists; of a hundred models nobody reads more.
 SHOWN = 20
 # The measures that the card tells, by column; those of the paper's table come first.
@@ -70,8 +72,9 @@ class _Method:
         for name in _COUNTED:
             if row.get(name) is not None:
                 self.counts.setdefault(name, Counter())[row[name]] += 1
-        self.flags.update(row["flags"] or ())
-        self.judges.update({verdict["judge"] for verdict in row.get("judge_verdicts") or ()})
+        self.flags.update(flag for flag in row["flags"] or () if flag)
+        said = row.get("judge_verdicts") or ()
+        self.judges.update({verdict["judge"] or UNKNOWN for verdict in said if verdict})
 
     def mean(self, name: str) -> str:
         if name not in self.sums:
@@ -115,7 +118,7 @@ def write_folder(
             writer.write(rows)
             told = rows.batch.select([n for n in wanted if n in rows.batch.schema.names])
             for row in pa.Table.from_batches([told]).to_pylist():
-                methods.setdefault(row["method"], _Method()).add(row)
+                methods.setdefault(row["method"] or UNKNOWN, _Method()).add(row)
             if on_progress is not None:
                 on_progress(str(file), reader.rows_read, reader.total_rows)
     with files.replacing(folder / CARD) as path:
@@ -141,7 +144,7 @@ def card(name: str, methods: dict[str, _Method], columns: list[str], licence: st
     pairs = sum(method.pairs for method in methods.values())
     front = {
         "pretty_name": one_line(name),
-        **({"license": licence} if licence else {}),
+        **({"license": one_line(licence)} if licence else {}),
         "task_categories": ["text-generation"],
         "size_categories": [next((size for most, size in _SIZES.items() if pairs < most), "10M<n<100M")],
         "tags": ["preference-optimization", "dpo", "clair-apo"],

@@ -243,7 +243,9 @@ def interpret(raw: str, at: float = 0.0, body: object = None) -> Reply:
         raise failed("invalid_reply", "the reply's content is not text")
     if not text.strip():
         raise failed("empty", "the reply is empty")
-    reasoning = message.get("reasoning") or message.get("reasoning_content")
+    reasoning = (
+        message.get("reasoning") or message.get("reasoning_content") or _thoughts(message.get("content"))
+    )
     return Reply(
         text=text,
         reasoning=writable(reasoning) if isinstance(reasoning, str) else None,
@@ -293,7 +295,8 @@ def _content(content: object) -> str | None:
         return ""
     if isinstance(content, str):
         return writable(content)
-    if isinstance(content, list):  # content parts; only text is an answer
+    if isinstance(content, list):  # content parts; only text is an answer, and thoughts are none of it
+        content = [part for part in content if not _is_thought(part)]
         texts = [
             part["text"]
             for part in content
@@ -304,6 +307,17 @@ def _content(content: object) -> str | None:
         if len(texts) == len(content):
             return writable("".join(texts))
     return None
+
+
+def _is_thought(part: object) -> bool:
+    return isinstance(part, dict) and part.get("type") in ("thinking", "redacted_thinking")
+
+
+def _thoughts(content: object) -> str | None:
+    """What content parts hold of the model's thinking: text, or parts of text again."""
+    parts = content if isinstance(content, list) else []
+    found = [_content(part.get("thinking")) for part in parts if _is_thought(part)]
+    return "\n\n".join(thought for thought in found if thought) or None
 
 
 def _count(value: object) -> int | None:

@@ -51,13 +51,7 @@ def is_message(body: object) -> bool:
 def as_completion(body: Mapping[str, Any]) -> dict[str, Any]:
     """The reply as a chat completion. What cannot be told by one is left for its reader to judge: an end
     that is no end of an answer keeps its name, and content other than text makes no text."""
-    blocks = body.get("content")
-    message: dict[str, Any] = {"role": "assistant", "content": blocks}
-    if isinstance(blocks, list) and all(isinstance(block, dict) for block in blocks):
-        hidden = ("thinking", "redacted_thinking")
-        message["content"] = [block for block in blocks if block.get("type") not in hidden]
-        thoughts = [block.get("thinking") for block in blocks if block.get("type") == "thinking"]
-        message["reasoning"] = "\n\n".join(t for t in thoughts if isinstance(t, str)) or None
+    message: dict[str, Any] = {"role": "assistant", "content": body.get("content")}
     reason = body.get("stop_reason")
     if reason == "refusal":
         details = body.get("stop_details")
