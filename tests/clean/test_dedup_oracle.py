@@ -25,7 +25,8 @@ def shingles(content: str, size: int = 5) -> frozenset[tuple[str, ...]]:
 
 
 def jaccard(a: frozenset[Any], b: frozenset[Any]) -> float:
-    return len(a & b) / len(a | b)
+    same = len(a & b)
+    return same / (len(a) + len(b) - same)
 
 
 def real_answers(folder: Path) -> list[str]:
