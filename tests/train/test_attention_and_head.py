@@ -196,7 +196,7 @@ def test_an_old_varlen_is_not_taken(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("family", "device", "flags", "chosen"),
     [
-        ("Llama", "cpu", {}, attention.PLAIN),
+        ("Gemma2", "cpu", {}, attention.PLAIN),
         ("Llama", "cuda", {}, attention.VARLEN),
         ("Llama", "cuda", {"dtype": "float32"}, attention.FLEX),
         ("Gemma2", "cuda", {}, attention.FLEX),

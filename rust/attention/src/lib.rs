@@ -9,6 +9,8 @@
 //! are copied before, once for a head: transposed in panels of 16 where scores are made, row by row where
 //! they are summed up.
 
+#![cfg_attr(not(target_arch = "x86_64"), allow(dead_code))]
+
 #[cfg(target_arch = "x86_64")]
 mod backward;
 #[cfg(target_arch = "x86_64")]
