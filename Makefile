@@ -4,8 +4,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-# Python compiles what it imports by itself: a small part of what is installed.
-INSTALL := $(BIN)/pip --disable-pip-version-check --quiet install --no-compile
+INSTALL := $(BIN)/pip --disable-pip-version-check --quiet install
 SOURCES := Cargo.toml Cargo.lock pyproject.toml $(shell find rust -name '*.rs' -o -name Cargo.toml)
 # One profile for the wheel, the Rust tests and clippy: arrow is then compiled once.
 CARGO := cargo --locked
