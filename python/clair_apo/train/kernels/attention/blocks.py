@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import is_fake
 
 from clair_apo import _core
 from clair_apo.errors import ClairError
@@ -71,6 +72,8 @@ class _Attend(torch.autograd.Function):
         lse = query.new_empty(heads, len(query))
         ctx.save_for_backward(query, key, value, out, lse)
         ctx.branches, ctx.scale = branches, scale
+        if is_fake(query):  # in a plan of memory there are only shapes
+            return out
         arrays = _arrays(query=query, key=key, value=value, out=out, lse=lse)
         forward = partial(_core.attention_forward, **arrays, scale=scale)
         tasks: list[tuple[int, Task]] = [
@@ -89,26 +92,32 @@ class _Attend(torch.autograd.Function):
         of_query = torch.empty_like(query)
         # For each head of queries its own: several share a head of keys.
         of_key, of_value = query.new_empty(2, heads, rows, size)
-        arrays = _arrays(query=query, key=key, value=value, out=out, lse=lse, of_out=grads[0].contiguous())
-        arrays |= _arrays(of_query=of_query, of_key=of_key, of_value=of_value)
-        backward = partial(_core.attention_backward, **arrays, scale=ctx.scale)
-
-        def whole(pair: list[tuple[Span, Span]], head: int) -> None:
-            # One after the other: the second side adds to the prefix what the first has put there.
-            for prefix, own in pair:
-                backward(head=head, prefix=prefix, own=own)
-
-        tasks: list[tuple[int, Task]] = [
-            (sum(own[1] - own[0] for _, own in pair), partial(whole, pair, head))
-            for pair in sides(ctx.branches)
-            for head in range(heads)
-        ]
-        _run(tasks)
+        of_out = grads[0].contiguous()
+        if not is_fake(query):
+            given = _arrays(query=query, key=key, value=value, out=out, lse=lse, of_out=of_out)
+            given |= _arrays(of_query=of_query, of_key=of_key, of_value=of_value)
+            _run_back(given, ctx.branches, ctx.scale, heads)
         shared = key.shape[1]
         of_key, of_value = (
             x.view(shared, heads // shared, rows, size).sum(1).transpose(0, 1) for x in (of_key, of_value)
         )
         return of_query, of_key, of_value, None, None
+
+
+def _run_back(given: dict[str, Any], branches: Sequence[Branches], scale: float, heads: int) -> None:
+    backward = partial(_core.attention_backward, **given, scale=scale)
+
+    def whole(pair: list[tuple[Span, Span]], head: int) -> None:
+        # One after the other: the second side adds to the prefix what the first has put there.
+        for prefix, own in pair:
+            backward(head=head, prefix=prefix, own=own)
+
+    tasks: list[tuple[int, Task]] = [
+        (sum(own[1] - own[0] for _, own in pair), partial(whole, pair, head))
+        for pair in sides(branches)
+        for head in range(heads)
+    ]
+    _run(tasks)
 
 
 def _arrays(**tensors: Tensor) -> dict[str, Any]:
