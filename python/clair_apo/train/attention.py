@@ -174,9 +174,7 @@ def blocks(
     from clair_apo.train.kernels.attention.blocks import attend
 
     _check(module, branches, kwargs)
-    if dropout or softcap:
-        what = "attention dropout" if dropout else "a soft cap of attention scores"
-        raise ClairError(f"{what} is not possible with --attention blocks; use plain")
+    _neither(dropout, softcap, "blocks")
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     query, key, value = (x[0].transpose(0, 1) for x in (query, key, value))
     return attend(query, key, value, branches or (), scale)[None], None
@@ -270,9 +268,7 @@ def varlen(
     from torch.nn.attention.varlen import varlen_attn
 
     _check(module, branches, kwargs)
-    if dropout or softcap:
-        what = "attention dropout" if dropout else "a soft cap of attention scores"
-        raise ClairError(f"{what} is not possible with --attention varlen; use plain")
+    _neither(dropout, softcap, "varlen")
     query, key = _as_value(value, query, key)
     gather, queries, keys = varlen_layout(branches or (), query.device)
     k, v = (x[0].transpose(0, 1)[gather] for x in (key, value))
@@ -358,6 +354,12 @@ def forget() -> None:
     """Drops what is kept of the last microbatches: masks and layouts."""
     for cached in (_lower_right, _block_mask, varlen_layout):
         cached.cache_clear()
+
+
+def _neither(dropout: float, softcap: float | None, name: str) -> None:
+    if dropout or softcap:
+        what = "attention dropout" if dropout else "a soft cap of attention scores"
+        raise ClairError(f"{what} is not possible with --attention {name}; use plain")
 
 
 def _check(module: nn.Module, branches: object, kwargs: dict[str, Any]) -> None:

@@ -43,29 +43,8 @@ pub unsafe fn backward(given: Given, side: &Side, scale: f32, gradients: Gradien
                     scale,
                 );
             }
+            slopes.times(&keys, side, first, rows, gradients.query);
             let seen = side.seen(first + rows - 1);
-            for top in (0..rows).step_by(ROWS) {
-                let height = ROWS.min(rows - top);
-                let left = Left {
-                    start: slopes.row(top),
-                    down: slopes.width(),
-                    across: 1,
-                };
-                let seen = side.seen(first + top + height - 1);
-                for column in (0..size).step_by(COLUMNS) {
-                    let right = Right {
-                        start: keys.as_ptr().add(column),
-                        down: size,
-                    };
-                    let start = gradients.query.row(start + top).add(column);
-                    let target = Target {
-                        start,
-                        down: gradients.query.width,
-                        add: false,
-                    };
-                    tile(height, seen, left, right, target);
-                }
-            }
             for (by, rows_of, into) in [
                 (&mut slopes, given.query, &mut of_keys),
                 (&mut weights, given.of_out, &mut of_values),

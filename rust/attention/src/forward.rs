@@ -5,7 +5,6 @@ use std::arch::x86_64::*;
 use crate::exp::{exp, largest, sum};
 use crate::heads::{Head, HeadMut, Side};
 use crate::scores::{BLOCK, Scores};
-use crate::tile::{COLUMNS, Left, ROWS, Right, Target, tile};
 
 /// Attention of one head: `out` [rows, size], and `lse`, a number for each row.
 ///
@@ -35,37 +34,11 @@ pub unsafe fn forward(
                 *total = found;
                 *lse.add(side.own.start + first + number) = highest + found.ln();
             }
-            for top in (0..rows).step_by(ROWS) {
-                let height = ROWS.min(rows - top);
-                let left = Left {
-                    start: scores.row(top),
-                    down: scores.width(),
-                    across: 1,
-                };
-                let seen = side.seen(first + top + height - 1);
-                for column in (0..value.size).step_by(COLUMNS) {
-                    let right = Right {
-                        start: values.as_ptr().add(column),
-                        down: value.size,
-                    };
-                    let start = out.row(side.own.start + first + top).add(column);
-                    tile(
-                        height,
-                        seen,
-                        left,
-                        right,
-                        Target {
-                            start,
-                            down: out.width,
-                            add: false,
-                        },
-                    );
-                }
-                for (number, total) in sums[top..top + height].iter().enumerate() {
-                    let row = out.row(side.own.start + first + top + number);
-                    for x in std::slice::from_raw_parts_mut(row, out.size) {
-                        *x /= total;
-                    }
+            scores.times(&values, side, first, rows, out);
+            for (number, total) in sums[..rows].iter().enumerate() {
+                let row = out.row(side.own.start + first + number);
+                for x in std::slice::from_raw_parts_mut(row, out.size) {
+                    *x /= total;
                 }
             }
         }

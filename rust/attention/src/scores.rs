@@ -1,6 +1,6 @@
 //! A few rows of what queries and keys give, before they are weighed.
 
-use crate::heads::{Head, Side};
+use crate::heads::{Head, HeadMut, Side};
 use crate::tile::{COLUMNS, Left, ROWS, Right, Target, tile};
 
 /// Queries that are taken at a time: their scores stay in the second cache.
@@ -75,6 +75,50 @@ impl Scores {
                         add: false,
                     };
                     tile(ROWS.min(rows - top), left.size, left_side, right, target);
+                }
+            }
+        }
+    }
+
+    /// Multiplies the rows that `fill` made with `right` ([keys, size]), into those of `out` that they are of.
+    ///
+    /// # Safety
+    /// As `forward`'s.
+    #[target_feature(enable = "avx2,fma")]
+    pub unsafe fn times(
+        &mut self,
+        right: &[f32],
+        side: &Side,
+        first: usize,
+        rows: usize,
+        out: HeadMut,
+    ) {
+        for top in (0..rows).step_by(ROWS) {
+            let height = ROWS.min(rows - top);
+            let seen = side.seen(first + top + height - 1);
+            let left = Left {
+                start: self.row(top),
+                down: self.width,
+                across: 1,
+            };
+            for column in (0..out.size).step_by(COLUMNS) {
+                unsafe {
+                    let right = Right {
+                        start: right.as_ptr().add(column),
+                        down: out.size,
+                    };
+                    let start = out.row(side.own.start + first + top).add(column);
+                    tile(
+                        height,
+                        seen,
+                        left,
+                        right,
+                        Target {
+                            start,
+                            down: out.width,
+                            add: false,
+                        },
+                    );
                 }
             }
         }
