@@ -31,17 +31,18 @@ class Team:
         of the interpreter runs at the same time. Raises what a task raises, when all are at their end."""
         waiting = deque(tasks)
         failed: list[BaseException] = []
+        done: list[object] = []
 
         def work(_: object) -> None:
-            while waiting and not failed:
-                try:
-                    task = waiting.popleft()
-                except IndexError:  # another thread was quicker
-                    return
-                try:
-                    task()
-                except BaseException as error:  # nothing can be raised through OpenMP
-                    failed.append(error)
+            try:
+                while waiting and not failed:
+                    try:
+                        task = waiting.popleft()
+                    except IndexError:  # another thread was quicker
+                        return
+                    done.append(task())
+            except BaseException as error:  # nothing can be raised through OpenMP
+                failed.append(error)
 
         threads = min(torch.get_num_threads(), len(tasks))
         if threads > 1:
@@ -50,6 +51,8 @@ class Team:
             work(None)
         if failed:
             raise failed[0]
+        if len(done) < len(tasks):  # Ctrl-C came where a thread begins or ends, and was lost in OpenMP
+            raise KeyboardInterrupt
 
 
 @lru_cache(maxsize=1)
