@@ -14,8 +14,8 @@ from clair_apo.train import attention, naive
 from clair_apo.train.head import HeadShape, pair_losses, token_logps
 from clair_apo.train.load import sharing
 from clair_apo.train.options import TrainOptions
-from clair_apo.train.packing import pack
-from clair_apo.train.policy import Policy
+from clair_apo.train.packing import Branches, pack
+from clair_apo.train.policy import Policy, without_dropout
 
 attention.register()
 
@@ -186,6 +186,73 @@ def test_what_varlen_cannot_do_is_known_beforehand(
     assert (why is None) if word is None else (word in str(why))
 
 
+@pytest.mark.parametrize(
+    ("keys", "values", "word"),
+    [
+        ((16, 16), 32, None),
+        ((16, 8), 24, "wide and at most 256, and these are 24"),
+        ((16, 16), 16, "of 16 "),
+    ],
+)
+def test_latent_attention_goes_by_its_real_widths(
+    keys: tuple[int, int], values: int, word: str | None
+) -> None:
+    """`head_dim` in the config of a DeepSeek model is a part of what its heads have."""
+    config = transformers.DeepseekV3Config(
+        qk_nope_head_dim=keys[0], qk_rope_head_dim=keys[1], v_head_dim=values
+    )
+    why = attention.uneven(config, 16, most=256)
+    assert (why is None) if word is None else (word in str(why))
+    assert attention.no_varlen(transformers.DeepseekV3Config()) is not None  # 192 and 128
+
+
+def layers_that_differ(wide: int = 32, window: int = 64) -> Any:
+    """The config of a Gemma 4: every other layer has heads of its own width."""
+    config = getattr(transformers, "Gemma4TextConfig", None)
+    if config is None:
+        pytest.skip("this transformers has no Gemma 4")
+    return config(
+        vocab_size=VOCABULARY,
+        hidden_size=64,
+        intermediate_size=96,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=16,
+        global_head_dim=wide,
+        layer_types=["sliding_attention", "full_attention"],
+        sliding_window=window,
+        hidden_size_per_layer_input=0,
+        num_kv_shared_layers=0,
+    )
+
+
+def test_layers_that_differ_are_looked_at_one_by_one() -> None:
+    assert attention.no_varlen(layers_that_differ()) is None
+    assert "these are 512" in str(attention.no_varlen(layers_that_differ(512)))
+    assert attention.shares(layers_that_differ(), 64) is None
+    assert "looks back 8 tokens" in str(attention.shares(layers_that_differ(window=8), 64))
+    model = transformers.Gemma4ForCausalLM(layers_that_differ())
+    pairs = some_pairs()
+    with torch.no_grad():
+        wanted = naive.answer_logps(model, pairs)
+        assert sharing(model, TrainOptions("m", "p", "o"), 60, torch.device("cpu")) == (True, None)
+        _, *found = Policy(model)(pack(pairs), objective)
+    torch.testing.assert_close(found, list(wanted), rtol=1e-6, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("family", "name"), [("SeedOss", "residual_dropout"), ("GPTBigCode", "attn_pdrop")]
+)
+def test_no_dropout_is_left_whatever_its_name(family: str, name: str) -> None:
+    model = tiny_model(family, **{name: 0.5})
+    without_dropout(model)
+    ids = torch.arange(3, 20)[None]
+    with torch.no_grad():
+        model.set_attn_implementation("eager")
+        assert torch.equal(model.train()(ids).logits, model.eval()(ids).logits)
+
+
 def test_an_old_varlen_is_not_taken(monkeypatch: pytest.MonkeyPatch) -> None:
     def old(query: Any, key: Any, value: Any, is_causal: bool = False) -> None: ...
 
@@ -239,6 +306,17 @@ def test_a_model_that_drops_its_arguments_is_refused() -> None:
     query = torch.zeros(1, 2, 3, 4)
     with pytest.raises(ClairError, match="--no-share"):
         attention.plain(torch.nn.Identity(), query, query, query, None)
+    other = (Branches(0, 1, 1, 2),)  # of 4 tokens, where it attends to 3
+    with pytest.raises(ClairError, match=r"as they lie.*--no-share"):
+        attention.plain(torch.nn.Identity(), query, query, query, None, branches=other)
+
+
+def test_what_comes_of_attention_is_contiguous_as_models_expect() -> None:
+    query = torch.zeros(1, 2, 6, 4)
+    branches = (Branches(0, 2, 2, 2),)
+    for way in (attention.plain, attention.flex):
+        out, _ = way(torch.nn.Identity(), query, query, query, None, branches=branches)
+        assert out.view(1, 6, 8).shape == (1, 6, 8)  # JetMoe and AFMoE do so
 
 
 @pytest.mark.parametrize("budget", [None, 1, 30, 50, 1000])

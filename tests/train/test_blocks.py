@@ -103,6 +103,22 @@ def test_a_model_gives_the_same_log_probabilities_and_gradients(family: str, thr
 
 
 @needs_it
+def test_a_second_derivative_is_refused() -> None:
+    tensors = random_heads(2, 2, 16)
+    out, _ = attention.blocks(nn.Module(), *tensors, None, branches=BRANCHES)
+    first, *_ = torch.autograd.grad(out.square().sum(), tensors, create_graph=True)
+    with pytest.raises(RuntimeError, match="twice"):
+        first.sum().backward()
+
+
+@needs_it
+def test_heads_that_it_cannot_do_are_refused_whatever_the_config_says() -> None:
+    query, key, _ = random_heads(2, 2, 16)
+    with pytest.raises(ClairError, match=r"heads of 16 and 24 numbers are not possible.*use plain"):
+        attention.blocks(nn.Module(), query, key, random_heads(2, 2, 24)[2], None, branches=BRANCHES)
+
+
+@needs_it
 def test_it_is_chosen_where_it_is_the_quicker_one(monkeypatch: pytest.MonkeyPatch) -> None:
     def chosen(capability: str, family: str = "Llama", attention_name: str = "auto", **changes: Any) -> str:
         monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
@@ -190,6 +206,17 @@ def test_a_task_that_fails_is_heard(threads: int) -> None:
     team.run([lambda number=number: done.append(number) for number in range(3, 50)])
     assert sorted(done)[-47:] == list(range(3, 50))
     team.run([])
+
+
+@needs_it
+def test_an_interrupt_that_openmp_swallows_is_heard(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing may pass for done that was not: results would be what lay in memory before."""
+    team = teams.team()
+    assert team is not None
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    monkeypatch.setattr(team, "_parallel", lambda *_: None)  # it came as each thread began
+    with pytest.raises(KeyboardInterrupt):
+        team.run([lambda: None] * 4)
 
 
 def test_pytorchs_own_library_is_found_among_others() -> None:

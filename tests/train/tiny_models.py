@@ -46,7 +46,7 @@ def tiny_model(family: str, **changes: Any) -> Any:
             "bos_token_id": 1,
             "eos_token_id": 2,
             "pad_token_id": 0,
-            **FAMILIES[family],
+            **FAMILIES.get(family, {}),
             **changes,
         }
     )

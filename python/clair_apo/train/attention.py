@@ -51,7 +51,8 @@ def shares(config: Any, longest: int) -> str | None:
     types = set(getattr(text, "layer_types", None) or ["full_attention"])
     if other := types - {"full_attention", "sliding_attention"}:
         return f"its layers are not all attention ({', '.join(sorted(other))})"
-    window = getattr(text, "sliding_window", None)
+    windows = [getattr(layer, "sliding_window", None) for layer in layers_of(config)]
+    window = min((window for window in windows if window), default=None)
     used = getattr(text, "use_sliding_window", True) and (
         "sliding_attention" in types or not getattr(text, "layer_types", None)
     )
@@ -60,14 +61,33 @@ def shares(config: Any, longest: int) -> str | None:
     return None
 
 
+def layers_of(config: Any) -> list[Any]:
+    """The configs of its layers: one for all of them, unless they differ (Gemma 4)."""
+    text = config.get_text_config()
+    return list(text.per_layer_config) if getattr(text, "is_heterogeneous", False) else [text]
+
+
+def uneven(config: Any, multiple: int, most: int | None = None) -> str | None:
+    """Why heads are not all of one width that is a multiple of `multiple`, and at most `most`; or None."""
+    for layer in layers_of(config):
+        size = getattr(layer, "head_dim", None) or layer.hidden_size // layer.num_attention_heads
+        size = getattr(layer, "qk_head_dim", None) or size  # latent attention, whose head_dim is a part
+        values = getattr(layer, "v_head_dim", None) or size
+        if values != size:
+            return f"its heads have values of {values} numbers and keys of {size}"
+        if size % multiple or size > (most or size):
+            limit = f" and at most {most}" if most else ""
+            return f"its heads must be a multiple of {multiple} wide{limit}, and these are {size}"
+    return None
+
+
 def no_varlen(config: Any) -> str | None:
     """Why variable-length attention cannot be used with a model of this config, or None."""
     text = config.get_text_config()
     if getattr(text, "attn_logit_softcapping", None):
         return "it knows no soft cap of attention scores"
-    size = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
-    if size % 8 or size > 256:
-        return f"its heads must be a multiple of 8 wide and at most 256, and these are {size}"
+    if (why := uneven(config, 8, most=256)) is not None:
+        return why
     try:
         from torch.nn.attention.varlen import varlen_attn
     except ImportError:
@@ -96,7 +116,7 @@ def plain(
 
     Raises: ClairError if the model gives no `branches`, that is, drops what it is called with.
     """
-    _check(module, branches, kwargs)
+    _check(module, query, branches, kwargs)
     query, key = _as_value(value, query, key)
     branches = branches or ()
     lengths = [n for b in branches for n in (b.prefix + b.chosen, b.rejected)]
@@ -114,7 +134,7 @@ def plain(
             again = rejected >= prefix and softcap is None
             out = _attend(q if again else rest[0], k, v, scaling, dropout, softcap)
             parts.append(out[:, :, prefix:] if again else out)
-    return torch.cat(parts, dim=2).transpose(1, 2), None
+    return torch.cat(parts, dim=2).transpose(1, 2).contiguous(), None
 
 
 def _attend(
@@ -173,7 +193,7 @@ def blocks(
     """As `plain`, in Rust: float32 on a CPU (`kernels/attention`)."""
     from clair_apo.train.kernels.attention.blocks import attend
 
-    _check(module, branches, kwargs)
+    _check(module, query, branches, kwargs)
     _neither(dropout, softcap, "blocks")
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     query, key, value = (x[0].transpose(0, 1) for x in (query, key, value))
@@ -196,7 +216,7 @@ def flex(
     """As `plain`. On a CPU FlexAttention has no backward pass, so there it serves tests only."""
     from torch.nn.attention.flex_attention import flex_attention
 
-    _check(module, branches, kwargs)
+    _check(module, query, branches, kwargs)
     if dropout:
         raise ClairError("attention dropout is not possible with --attention flex; use plain")
     query, key = _as_value(value, query, key)
@@ -215,7 +235,7 @@ def flex(
         scale=scaling,
         enable_gqa=query.shape[1] != key.shape[1],
     )
-    return out.transpose(1, 2), None
+    return out.transpose(1, 2).contiguous(), None
 
 
 @lru_cache(maxsize=1)
@@ -267,7 +287,7 @@ def varlen(
     """
     from torch.nn.attention.varlen import varlen_attn
 
-    _check(module, branches, kwargs)
+    _check(module, query, branches, kwargs)
     _neither(dropout, softcap, "varlen")
     query, key = _as_value(value, query, key)
     gather, queries, keys = varlen_layout(branches or (), query.device)
@@ -362,11 +382,19 @@ def _neither(dropout: float, softcap: float | None, name: str) -> None:
         raise ClairError(f"{what} is not possible with --attention {name}; use plain")
 
 
-def _check(module: nn.Module, branches: object, kwargs: dict[str, Any]) -> None:
+def _check(
+    module: nn.Module, query: Tensor, branches: tuple[Branches, ...] | None, kwargs: dict[str, Any]
+) -> None:
     if branches is None:
         raise ClairError(
             f"{type(module).__name__} does not hand its arguments on to attention, so prefixes cannot be "
             "shared; --no-share trains it without"
+        )
+    tokens = sum(sum(branch[1:]) for branch in branches)
+    if (query.shape[0], query.shape[2]) != (1, tokens):
+        raise ClairError(
+            f"{type(module).__name__} does not attend to the tokens of a microbatch as they lie, so "
+            "prefixes cannot be shared; --no-share trains it without"
         )
     if kwargs.get("s_aux") is not None:
         raise ClairError("attention with sinks cannot share prefixes; --no-share trains it without")

@@ -13,9 +13,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import is_fake
+from torch.autograd.function import once_differentiable
 
 from clair_apo import _core
 from clair_apo.errors import ClairError
+from clair_apo.train import attention
 from clair_apo.train.kernels.attention.team import team
 
 if TYPE_CHECKING:
@@ -34,9 +36,8 @@ def unfit(config: Any, dtype: torch.dtype) -> str | None:
         return "it computes in float32"
     if getattr(text, "attn_logit_softcapping", None):
         return "it knows no soft cap of attention scores"
-    size = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
-    if size % 16:
-        return f"its heads must be a multiple of 16 wide, and these are {size}"
+    if (why := attention.uneven(config, 16)) is not None:
+        return why
     if not _core.attention_supported():
         return "it needs a processor with AVX2 and FMA"
     if team() is None:
@@ -45,7 +46,16 @@ def unfit(config: Any, dtype: torch.dtype) -> str | None:
 
 
 def attend(query: Tensor, key: Tensor, value: Tensor, branches: Sequence[Branches], scale: float) -> Tensor:
-    """`query` [T, heads, d], `key`, `value` [T, key heads, d], all float32 on the CPU -> [T, heads, d]."""
+    """`query` [T, heads, d], `key`, `value` [T, key heads, d], all float32 on the CPU -> [T, heads, d].
+
+    Raises: ClairError if d is not the same multiple of 16 for all, whatever the model's config says.
+    """
+    widths = {x.shape[-1] for x in (query, key, value)}
+    if len(widths) > 1 or query.shape[-1] % 16:
+        raise ClairError(
+            f"heads of {' and '.join(map(str, sorted(widths)))} numbers are not possible with --attention "
+            "blocks, which needs one multiple of 16; use plain"
+        )
     result: Tensor = _Attend.apply(query, key, value, branches, scale)
     return result
 
@@ -86,6 +96,7 @@ class _Attend(torch.autograd.Function):
         return out
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> Any:
         query, key, value, out, lse = ctx.saved_tensors
         rows, heads, size = query.shape
