@@ -28,7 +28,8 @@ class Team:
 
     def run(self, tasks: Sequence[Callable[[], object]]) -> None:
         """Runs each of `tasks` once, begun in their order, on as many threads as PyTorch uses; what lets go
-        of the interpreter runs at the same time. Raises what a task raises, when all are at their end."""
+        of the interpreter runs at the same time. Raises what a task raises, when all are at their end, and
+        KeyboardInterrupt where an interrupt kept one from being run."""
         waiting = deque(tasks)
         failed: list[BaseException] = []
         done: list[object] = []
