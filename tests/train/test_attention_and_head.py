@@ -13,6 +13,7 @@ from clair_apo.errors import ClairError, UsageError
 from clair_apo.train import attention, naive
 from clair_apo.train.head import HeadShape, pair_losses, token_logps
 from clair_apo.train.load import sharing
+from clair_apo.train.model_config import uneven
 from clair_apo.train.options import TrainOptions
 from clair_apo.train.packing import Branches, pack
 from clair_apo.train.policy import Policy, without_dropout
@@ -201,7 +202,7 @@ def test_latent_attention_goes_by_its_real_widths(
     config = transformers.DeepseekV3Config(
         qk_nope_head_dim=keys[0], qk_rope_head_dim=keys[1], v_head_dim=values
     )
-    why = attention.uneven(config, 16, most=256)
+    why = uneven(config, 16, most=256)
     assert (why is None) if word is None else (word in str(why))
     assert attention.no_varlen(transformers.DeepseekV3Config()) is not None  # 192 and 128
 

@@ -17,8 +17,8 @@ from torch.autograd.function import once_differentiable
 
 from clair_apo import _core
 from clair_apo.errors import ClairError
-from clair_apo.train import attention
 from clair_apo.train.kernels.attention.team import team
+from clair_apo.train.model_config import uneven
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -36,7 +36,7 @@ def unfit(config: Any, dtype: torch.dtype) -> str | None:
         return "it computes in float32"
     if getattr(text, "attn_logit_softcapping", None):
         return "it knows no soft cap of attention scores"
-    if (why := attention.uneven(config, 16)) is not None:
+    if (why := uneven(config, 16)) is not None:
         return why
     if not _core.attention_supported():
         return "it needs a processor with AVX2 and FMA"
