@@ -14,10 +14,10 @@ CARGO := cargo --locked
 demo: $(VENV)/.local
 	@sh tools/demo.sh $(BIN)
 
-# Rust compiles while pip downloads and unpacks (cargo runs one build at a time by itself). The Python tests
-# have all cores for themselves.
+# Rust compiles while pip downloads and unpacks (cargo runs one build at a time by itself), and mypy reads while
+# the wheel is built. The Python tests have all cores for themselves.
 test:
-	@$(MAKE) --jobs 3 python-lint rust-lint rust-test
+	@$(MAKE) --jobs 4 python-lint rust-lint rust-test $(VENV)/.dev
 	@$(MAKE) python-test
 
 lint: rust-lint python-lint
@@ -26,7 +26,7 @@ rust-lint: | check-ground
 	cargo fmt --all --check
 	$(CARGO) clippy --release --workspace --all-targets -- -D warnings
 
-python-lint: $(VENV)/.dev
+python-lint: $(VENV)/.packages
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
