@@ -11,7 +11,7 @@ fourth of them is held out. Gradients are float32's. Weights are held in several
 
 Prints how far the way that the weights went is from float32's (of its length; over all, of the worst
 tensor), what held-out pairs say, how many roots of second moments lie below the smallest code of their
-block, and what adding up gradients in bf16 costs. About half an hour on two busy cores.
+block, and what adding up gradients in bf16 costs. About an hour on two cores that others share.
 """
 
 from __future__ import annotations
