@@ -27,6 +27,9 @@ weights|; gradients are noise with a twentieth of drift, columns log-normal, sig
 - its root with five bits of mantissa, eight octaves: 0.47 (0.82): too many lie below the smallest code
 - first moment by a dynamic table, blocks of 256: 0.051; beside the root, stochastic: 0.009; as here: 0.006
 - both as here: 0.051
+On real gradients (`benchmarks/optimiser_real.py`: SmolLM2-135M, APO-zero) 0.029 after 40 steps, where the
+made-up ones give 0.036; with float32 moments 0.001. Of the roots 2e-4 lay below the smallest code after
+the first step, 1e-5 after ten.
 
 Names: u is the root of the second moment, m the first moment, g the gradient.
 """
