@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import json
 import subprocess
 import sys
@@ -12,85 +11,19 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tiny_models import Pair, random_pair, tiny_model
-from torch.distributed._tools.mem_tracker import MemTracker
-from transformers import (
-    GptOssConfig,
-    LlamaConfig,
-    MixtralConfig,
-    T5Config,
-)
+from memory_truth import CUDA, LLAMA_8B, deep, of_plan, options, plan, revisions, truth
+from tiny_models import random_pair, tiny_model
+from transformers import GptOssConfig, MixtralConfig, T5Config
 from transformers.models.llama.modeling_llama import LlamaMLP
 
 from clair_apo.cli import main, namespace
 from clair_apo.errors import ClairError, UsageError
 from clair_apo.train.memory.account import GIB, Spread
-from clair_apo.train.memory.model import empty_policy, install_layers, kernels_of
-from clair_apo.train.memory.plan import MemoryPlan, Precision, Room, optimiser_state, plan_memory
-from clair_apo.train.memory.trace import empty_batch, without_contents
+from clair_apo.train.memory.plan import Precision, Room, optimiser_state, plan_memory
 from clair_apo.train.optim import make_optimizer
 from clair_apo.train.options import TrainOptions
 from clair_apo.train.packing import Packed, pack
 from clair_apo.train.split import split_weights
-
-CUDA = torch.device("cuda")
-LLAMA_8B = LlamaConfig(
-    vocab_size=128_256,
-    hidden_size=4096,
-    intermediate_size=14_336,
-    num_hidden_layers=32,
-    num_attention_heads=32,
-    num_key_value_heads=8,
-    max_position_embeddings=8192,
-)
-# Prompt, shared beginning, and the rests of chosen and rejected answers: a microbatch of 4,095 tokens.
-REVISIONS = [(150, 60, 300, 280), (400, 30, 420, 350), (90, 10, 500, 466), (250, 100, 350, 339)]
-
-
-def options(**changes: Any) -> TrainOptions:
-    return TrainOptions("8B", "", "", **changes)
-
-
-def revisions() -> list[Pair]:
-    rng = np.random.default_rng(0)
-    return [random_pair(rng, *shape) for shape in REVISIONS]
-
-
-def plan(
-    config: Any, room: float = 74.0, longest: int = 4095, spread: Spread | None = None, **flags: Any
-) -> MemoryPlan:
-    return plan_memory(
-        options(**flags), config, longest, Room(CUDA, int(room * GIB), "a test"), spread or Spread()
-    )
-
-
-def truth(batch: Packed, given: TrainOptions, budget: int, config: Any = LLAMA_8B) -> dict[str, float]:
-    """What PyTorch's tracker sees of the second microbatch of a step, in GiB, by its own categories."""
-    with without_contents():
-        held = Precision.of(given, CUDA)
-        policy = empty_policy(
-            config, given, held.dtype, held.autocast, 4096, CUDA, kernels=kernels_of(given, CUDA)
-        )
-        install_layers(policy, kernels_of(given, CUDA))
-        policy.budget = budget
-        for parameter in policy.parameters():
-            if parameter.requires_grad:
-                parameter.grad = torch.empty_like(parameter)
-        batch = empty_batch(batch)
-        tracker = MemTracker()
-        tracker.track_external(policy)
-        with tracker:
-            loss, _, _ = policy(batch, lambda chosen, rejected, _: torch.sigmoid(rejected - chosen))
-            loss.backward()
-        found = tracker.get_tracker_snapshot("peak")[torch.device("cpu")]
-    return {str(name).rpartition(".")[2]: size / GIB for name, size in found.items()}
-
-
-def of_plan(found: MemoryPlan) -> float:
-    """What the tracker sees of it: neither optimiser nor cuBLAS."""
-    assert found.choice is not None
-    return (found.standing.weights + found.standing.gradients + found.choice.moment.peak) / GIB
-
 
 # --- against the truth ---------------------------------------------------------------------------
 
@@ -102,12 +35,6 @@ def truth_of_8b(layers: int, batch: Packed, given: TrainOptions, budget: int) ->
         return four
     six = truth(batch, given, budget, deep(6))
     return {name: four[name] + (six[name] - four[name]) * (layers - 4) / 2 for name in four}
-
-
-def deep(layers: int) -> LlamaConfig:
-    config = copy.deepcopy(LLAMA_8B)
-    config.num_hidden_layers = layers
-    return config
 
 
 @pytest.mark.timeout(900)  # half a minute where nothing else runs
@@ -310,9 +237,11 @@ def test_shards_hold_a_part_and_gather_layers() -> None:
     one, eight = plan(LLAMA_8B, 200.0), plan(LLAMA_8B, 200.0, spread=Spread(8, sharded=True))
     for name in ("weights", "low_bits", "gradients", "moments"):
         assert getattr(eight.standing, name) == pytest.approx(getattr(one.standing, name) / 8, abs=8)
-    # Embedding, head and their gradients; two layers, their gradients, and these as float32.
+    # Embedding and head to the end of a pass; of layers, two and the gradients of one as float32.
     around, layer = 2 * 128_256 * 4096 + 4096, 218_112_000
-    assert eight.standing.gathered == 4 * around + 2 * (4 + 4) * layer
+    assert eight.standing.gathered == 2 * around
+    assert eight.choice is not None
+    assert eight.choice.moment.gathered.layer == eight.choice.moment.gathered.reduced == 4 * layer
 
 
 def test_a_live_reference_keeps_what_it_gathered() -> None:

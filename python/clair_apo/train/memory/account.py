@@ -11,6 +11,15 @@ In the step of a run there live at once
 
 and with several processes what FSDP gathers or DDP collects. All of it but the constant parts is in
 proportion to tokens, so two lengths of a pass say it for any.
+
+FSDP gathers what stands around the layers (embedding, head) as one group, which stays whole to the end of a
+pass, and each layer as one, which goes when it is done. Beside the group around the layers there are
+
+    before the first layer     the buffer that it came in, and that of the first layer
+    at the head                the buffer that the last layer came in
+    in a backward pass         weights and gradients of the layer at work, the buffer of the one to come,
+                               and in float32 the gradients of the one before, on their way
+    at the end                 no weights: gradients around the layers, and these in float32
 """
 
 from __future__ import annotations
@@ -91,14 +100,8 @@ def standing(
 
     gathered = 0
     if spread.sharded:
-        # Around the layers stands one group, gathered and with whole gradients to the end of the pass; of
-        # the layers one is at work and one on its way. Gradients are added up between processes in
-        # float32.
-        gathered = parameters.outside_weights + parameters.outside_gradients
-        gathered += 2 * (parameters.layer_weights + parameters.layer_gradients)
-        gathered += 2 * _as_float32(parameters)
-        if live:  # of its own what stands around the layers stays too: no backward pass ends it
-            gathered += parameters.outside_weights
+        # Of a live reference it stays too: no backward pass ends it.
+        gathered = parameters.outside_weights * (2 if live else 1)
     repeated = spread.processes > 1 and not spread.sharded
     return Standing(
         weights=part(parameters.weights),
@@ -113,22 +116,51 @@ def standing(
     )
 
 
-def _as_float32(parameters: Parameters) -> int:
-    if not parameters.gradients:
-        return 0
-    return 4 * parameters.layer_gradients * parameters.trained // parameters.gradients
+@dataclass(frozen=True, slots=True)
+class Gathered:
+    """Bytes that FSDP holds for a while beside the weights around the layers: as the module says, of the
+    four moments. `reduced`: of those in a backward pass the gradients in float32, which are there from the
+    second layer on. Gradients of the layer at work are counted where they are made (`Pass.backward`)."""
+
+    begin: int = 0
+    head: int = 0
+    layer: int = 0
+    reduced: int = 0
+    end: int = 0
+
+    @staticmethod
+    def of(parameters: Parameters, spread: Spread) -> Gathered:
+        """Nothing without FSDP."""
+        if not spread.sharded:
+            return Gathered()
+        numbers = parameters.trained / parameters.gradients if parameters.gradients else 0.0
+        at_the_end = parameters.outside_gradients + round(4 * numbers * parameters.outside_gradients)
+        return Gathered(
+            begin=parameters.outside_weights + parameters.layer_weights,
+            head=parameters.layer_weights,
+            layer=2 * parameters.layer_weights,
+            reduced=round(4 * numbers * parameters.layer_gradients),
+            end=max(0, at_the_end - parameters.outside_weights),  # which are gone by then
+        )
 
 
 @dataclass(frozen=True, slots=True)
 class Moment:
-    """Bytes of a pass over so many tokens in which so many of the last layers keep their activations."""
+    """Bytes of a pass over so many tokens in which so many of the last layers keep their activations.
+
+    `backward`, `before`: above all activations, what the backward pass of the last layer needs, and that of
+    those before it; `again`: above inputs, what a layer needs to run once more and to go back; `end`: all
+    that there is at the gradient of the embedding, when activations are gone."""
 
     kept: int
     inputs: int
     outside: int
     head: int
     backward: int
+    before: int
     again: int
+    end: int
+    gathered: Gathered = Gathered()
 
     @property
     def activations(self) -> int:
@@ -137,8 +169,12 @@ class Moment:
     @property
     def peak(self) -> int:
         """What the pass needs beside weights, gradients and moments."""
-        behind = self.activations + max(self.head, self.backward)
-        return max(behind, self.inputs + self.outside + self.again)
+        extra = self.gathered
+        backward = max(self.backward, self.before + extra.reduced) + extra.layer
+        behind = self.activations + max(self.head + extra.head, backward)
+        again = self.inputs + self.outside + self.again + extra.layer + extra.reduced
+        end = max(self.end + extra.reduced, extra.end)
+        return max(behind, again if self.again else 0, self.outside + extra.begin, end)
 
     @property
     def transient(self) -> int:
@@ -146,10 +182,11 @@ class Moment:
 
 
 class Passes:
-    """What passes over one and over two of the longest pairs took, for any number of tokens.
+    """What passes over the longest pair and over the most tokens took, for any number of tokens.
 
     `kinds` [layers]: the layer of the passes that stands for each of the model's. `head`: what the head
     needs for so many tokens, which is not in proportion to them: it takes as many pairs as its chunk holds.
+    `gathered`: what FSDP adds.
     """
 
     def __init__(
@@ -158,8 +195,10 @@ class Passes:
         twice: Sequence[Pass],
         kinds: Sequence[int],
         head: Callable[[int], int],
+        gathered: Gathered = Gathered(),
     ) -> None:
         self._keeping, self._twice, self._kinds, self._head = keeping, twice, kinds, head
+        self._gathered = gathered
         self.count = len(kinds)
 
     @property
@@ -171,7 +210,7 @@ class Passes:
         """`kept_layers`: how many of the last layers keep their activations."""
         first = self.count - kept_layers
         some = [_of(one, self._kinds, first) for one in self._keeping]
-        again = [one.left + one.backward for one in self._twice]
+        again = [one.left + max(one.backward, one.before) for one in self._twice]
         if not first:
             again = [0 for _ in again]
         return Moment(
@@ -180,7 +219,10 @@ class Passes:
             outside=self._line([one.outside for one in some], tokens),
             head=self._head(tokens),
             backward=self._line([one.backward for one in some], tokens),
+            before=self._line([one.before for one in some], tokens),
             again=self._line(again, tokens),
+            end=self._line([one.end for one in some], tokens),
+            gathered=self._gathered,
         )
 
     def _line(self, values: Sequence[int], tokens: int) -> int:
@@ -197,7 +239,9 @@ def _of(one: Pass, kinds: Sequence[int], first: int) -> Moment:
         outside=one.outside,
         head=0,
         backward=one.left + one.backward,
+        before=one.left + one.before,
         again=0,
+        end=one.end,
     )
 
 

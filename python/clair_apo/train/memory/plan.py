@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -16,6 +17,7 @@ from clair_apo.terminal import one_line
 from clair_apo.train.memory.account import (
     GIB,
     Choice,
+    Gathered,
     Parameters,
     Passes,
     Spread,
@@ -231,7 +233,13 @@ def plan_memory(
             low_bits, moments = optimiser_state(policy, options, held)
             kinds = one_of_each(policy)
             install_layers(policy, kernels)
-            batches = [imagined(longest, pairs, share=policy.share) for pairs in (1, 2)]
+            # What bends upwards lies below a line from the fewest to the most tokens, but above it beyond.
+            most = max(2 * longest, options.tokens_per_microbatch or MOST_TOKENS[kind])
+            size = max(longest, most // 4)
+            batches = [
+                imagined(size, pairs, share=policy.share)
+                for size, pairs in ((longest, 1), (size, math.ceil(most / size)))
+            ]
 
             @cache
             def head(tokens: int) -> int:
@@ -239,9 +247,11 @@ def plan_memory(
                 some = [imagined(size, tokens // size, share=policy.share) for size in sizes]
                 return max(run_pass(policy, batch, twice=False).head for batch in some)
 
-            keeping = [run_pass(policy, batch, twice=False) for batch in batches]
-            twice = [run_pass(policy, batch, twice=True) for batch in batches]
-            passes = Passes(keeping, twice, kinds, head)
+            keeping, twice = (
+                [run_pass(policy, batch, twice=twice, sharded=spread.sharded) for batch in batches]
+                for twice in (False, True)
+            )
+            passes = Passes(keeping, twice, kinds, head, Gathered.of(parameters, spread))
             state = standing(parameters, low_bits, moments, spread, live=live, cuda=kind == "cuda")
             choice = choose(
                 passes,

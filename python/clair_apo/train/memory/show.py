@@ -19,7 +19,7 @@ def text(plan: MemoryPlan) -> str:
         _line("gradients", standing.gradients),
         _line("moments of the optimiser", standing.moments),
         _line("a reference in memory", standing.reference),
-        _line("gathered of other processes", standing.gathered),
+        _line("gathered by FSDP around the layers", standing.gathered),
         _line("buckets of DDP", standing.buckets),
         _line("workspace of cuBLAS", standing.workspace),
     ]
@@ -29,8 +29,15 @@ def text(plan: MemoryPlan) -> str:
             _line(f"activations of {choice.kept_layers} of {plan.layers} layers", moment.kept),
             _line(f"inputs of {twice} layers that run twice", moment.inputs),
             _line("activations around the layers", moment.outside),
-            _line("head's chunk and gradients, or backward pass", moment.transient),
+            _line(
+                "head, or backward pass and gathered layers"
+                if plan.spread.sharded
+                else "head's chunk and gradients, or backward pass",
+                moment.transient,
+            ),
         ]
+    else:
+        lines.append(_line("the longest pair, every layer run twice", plan.least - standing.total))
     said = [line for line in lines if line is not None]
     said += [
         f"{'':46}------",

@@ -12,7 +12,7 @@ import contextlib
 import logging
 import warnings
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -92,8 +92,10 @@ class Pass:
 
     `kept` is what lives behind the last layer, each entry with its maker; `inputs` are the tensors that
     layers are called with. Above what is kept the head needs `head`, and above what is left then the
-    backward pass needs `backward`; `left` is what the head leaves behind (gradients of hidden rows and of
-    its weight).
+    backward pass of the last layer needs `backward`, and that of the others `before` (which may be less
+    than nothing: the last one's activations have gone by then); `left` is what the head leaves behind
+    (gradients of hidden rows and of its weight). `end` is all that lives when the first layer is done, at
+    the embedding's gradient.
     """
 
     tokens: int
@@ -102,6 +104,8 @@ class Pass:
     head: int
     left: int
     backward: int
+    before: int
+    end: int
 
     @property
     def layers(self) -> tuple[int, ...]:
@@ -192,11 +196,12 @@ def _launch_nothing(*_: Any, **__: Any) -> None:
     pass
 
 
-def run_pass(policy: Policy, batch: Packed, *, twice: bool) -> Pass:
-    """Runs `policy`, whose parameters are without contents, over `batch`; every layer `twice`, or none."""
+def run_pass(policy: Policy, batch: Packed, *, twice: bool, sharded: bool = False) -> Pass:
+    """Runs `policy`, whose parameters are without contents, over `batch`; every layer `twice`, or none.
+    `sharded`: gradients are made anew, and those of a layer go when it is done, as with FSDP."""
     parameters = [p for p in policy.parameters() if p.requires_grad]
     for parameter in parameters:  # as from the second microbatch of a step on
-        parameter.grad = torch.empty_like(parameter)
+        parameter.grad = None if sharded else torch.empty_like(parameter)
     gradients = [p.grad for p in parameters if p.grad is not None]
     batch = empty_batch(batch)
     known = [*policy.parameters(), *policy.buffers(), *gradients, *_tensors(batch)]
@@ -207,6 +212,7 @@ def run_pass(policy: Policy, batch: Packed, *, twice: bool) -> Pass:
     ledger = Ledger(known)
     inputs = [0] * len(policy.layers)
     found: dict[str, Any] = {}
+    done: dict[int, int] = {}  # peaks up to the end of the last and of the first layer
 
     def behind_layers(*_: Any) -> None:
         found["kept"] = tuple(ledger.made.values())
@@ -214,7 +220,14 @@ def run_pass(policy: Policy, batch: Packed, *, twice: bool) -> Pass:
         ledger.mark()
         ledger.layer, ledger.part = None, "head"
 
-    handles = _owners(ledger, policy, inputs)
+    def layer_done(number: int) -> None:
+        if sharded:
+            for parameter in policy.layers[number].parameters():
+                parameter.grad = None
+        if number in (0, len(policy.layers) - 1):
+            done[number] = ledger.mark()
+
+    handles = _owners(ledger, policy, inputs, layer_done)
     handles.append(policy.model.base_model.register_forward_hook(behind_layers))
     try:
         with ledger:
@@ -223,15 +236,20 @@ def run_pass(policy: Policy, batch: Packed, *, twice: bool) -> Pass:
             for handle in handles:  # layers that run once more would be seen as new ones
                 handle.remove()
             loss.backward()
-            backward = ledger.mark() - after
+            # Where the inputs of the first layer want no gradient, nothing comes behind it.
+            end = ledger.peak if 0 in done else 0
+            backward = done.get(len(policy.layers) - 1, ledger.peak) - after
+            before = done.get(0, ledger.peak) - after
     finally:
         for handle in handles:
             handle.remove()
-    return Pass(batch.tokens, found["kept"], tuple(inputs), head, after - found["hidden"], backward)
+    left = after - found["hidden"]
+    return Pass(batch.tokens, found["kept"], tuple(inputs), head, left, backward, before, end)
 
 
-def _owners(ledger: Ledger, policy: Policy, inputs: list[int]) -> list[Any]:
-    """Has the ledger know which layer, and which direct part of it, is at work."""
+def _owners(ledger: Ledger, policy: Policy, inputs: list[int], leave: Callable[[int], None]) -> list[Any]:
+    """Has the ledger know which layer, and which direct part of it, is at work; calls `leave` with the
+    number of each that the backward pass leaves (not of one whose inputs want no gradient)."""
     handles = []
 
     def at(layer: int | None, part: str) -> Any:
@@ -243,6 +261,8 @@ def _owners(ledger: Ledger, policy: Policy, inputs: list[int]) -> list[Any]:
     def takes(number: int) -> Any:
         def hook(_: nn.Module, args: tuple[Any, ...]) -> None:
             inputs[number] = args[0].untyped_storage().nbytes()
+            if args[0].requires_grad:
+                args[0].register_hook(lambda _: leave(number))
             ledger.layer, ledger.part = number, ""
 
         return hook
