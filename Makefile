@@ -34,9 +34,11 @@ python-lint: $(VENV)/.packages
 rust-test: | check-ground
 	$(CARGO) test --release --workspace
 
-# A process for each core. PyTorch's own threads would only wait for each other then.
+# A process for each core, and one more, since tests wait for servers and processes of theirs. PyTorch's own
+# threads would only wait for each other then.
 python-test: $(VENV)/.dev
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist worksteal
+	OMP_NUM_THREADS=1 PYTEST_XDIST_AUTO_NUM_WORKERS=$$(($$(getconf _NPROCESSORS_ONLN) + 1)) \
+		$(BIN)/python -m pytest --numprocesses auto --dist worksteal
 
 # The Rust tests once more as aarch64 code, in an emulator. Skipped, with a word of why, where that is missing.
 test-neon:
