@@ -30,6 +30,7 @@ from inputs import embedded, pairs_file, shape_of_8b
 
 STEPS, BATCH = (2, 4) if SMALL else (3, 16) if QUICK else (6, 64)
 SECONDS = 180 if QUICK else 400  # of one run
+GOALS = {"trl": 3.0, "trl-tuned": 2.0}  # our pairs/s against theirs
 Result = dict[str, Any] | None
 
 
@@ -117,9 +118,6 @@ def figures(found: Part, who: str, size: str, run: dict[str, Any]) -> None:
         if run["mfu"] is not None:
             found.figure(f"{size}: MFU", who, 100 * run["mfu"], "%")
         found.figure(f"{size}: planned peak", who, run["planned_gib"], "GiB")
-
-
-GOALS = {"trl": 3.0, "trl-tuned": 2.0}
 
 
 def against(found: Part, size: str, peer: str, own: Result, theirs: Result) -> None:

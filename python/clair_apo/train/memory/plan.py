@@ -26,7 +26,7 @@ from clair_apo.train.memory.account import (
     standing,
 )
 from clair_apo.train.memory.model import count, empty_policy, install_layers, kernels_of, one_of_each
-from clair_apo.train.memory.trace import Made, imagined, run_pass, without_contents
+from clair_apo.train.memory.trace import Made, Pass, imagined, run_pass, without_contents
 from clair_apo.train.optim import make_optimizer
 
 if TYPE_CHECKING:
@@ -237,8 +237,8 @@ def plan_memory(
             most = max(2 * longest, options.tokens_per_microbatch or MOST_TOKENS[kind])
             size = max(longest, most // 4)
             batches = [
-                imagined(size, pairs, share=policy.share)
-                for size, pairs in ((longest, 1), (size, math.ceil(most / size)))
+                imagined(longest, 1, share=policy.share),
+                imagined(size, math.ceil(most / size), share=policy.share),
             ]
 
             @cache
@@ -247,10 +247,10 @@ def plan_memory(
                 some = [imagined(size, tokens // size, share=policy.share) for size in sizes]
                 return max(run_pass(policy, batch, twice=False).head for batch in some)
 
-            keeping, twice = (
-                [run_pass(policy, batch, twice=twice, sharded=spread.sharded) for batch in batches]
-                for twice in (False, True)
-            )
+            def over_batches(*, twice: bool) -> list[Pass]:
+                return [run_pass(policy, batch, twice=twice, sharded=spread.sharded) for batch in batches]
+
+            keeping, twice = over_batches(twice=False), over_batches(twice=True)
             passes = Passes(keeping, twice, kinds, head, Gathered.of(parameters, spread))
             state = standing(parameters, low_bits, moments, spread, live=live, cuda=kind == "cuda")
             choice = choose(
