@@ -7,13 +7,17 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from clair_apo.llm.endpoint import TIMEOUT_RETRIES
 from cli import asks, build, dropped, failures, rows, write_prompts
 from faults import ALL, MAX_TOKENS, REFUSALS, WAY, Fate, Misbehaving, asked_about, draw, revision
 from loopback import Answer, Asked, Loopback, error, upper
 
 ROWS = 150
 # Some rows meet more trouble than a run may have in a row; that one stops it is another test's.
-FLAGS = ["--timeout", 2, "--retries", 2, "--max-tokens", MAX_TOKENS, "--max-consecutive-failures", 0]
+# A row meets two faults at most that pass. A third one may befall it that nobody planned: a request that
+# goes out as its connection closes, a time-out of a busy machine.
+RETRIES = 3
+FLAGS = ["--timeout", 3, "--retries", RETRIES, "--max-tokens", MAX_TOKENS, "--max-consecutive-failures", 0]
 
 
 def test_each_row_ends_as_the_plan_says(tmp_path: Path) -> None:
@@ -72,7 +76,7 @@ def test_429_in_every_form_for_ever(tmp_path: Path) -> None:
         summary = build(source, out, *asks(server, "--retries", 0))
         assert len(server.asked) == len(plan)
         assert summary["failures"] == {"rate_limited": len(REFUSALS)}
-        _check(out, summary, plan, server.asked, tries=1)
+        _check(out, summary, plan, server.asked, retries=0)
         server.behave = Misbehaving(plan, healed=WAY)
         assert build(source, out, *asks(server, "--retries", 0))["kept"] == len(plan)
         assert len(server.asked) == len(plan) + len(REFUSALS)
@@ -118,7 +122,7 @@ def _source(folder: Path, prompts: list[str]) -> Path:
 
 
 def _check(
-    out: Path, summary: dict[str, Any], plan: dict[str, Fate], asked: list[Asked], tries: int = 3
+    out: Path, summary: dict[str, Any], plan: dict[str, Fate], asked: list[Asked], retries: int = RETRIES
 ) -> None:
     """That the tables and the summary are what `plan` says; with the requests of all starts in `asked`,
     that what they cost is counted."""
@@ -136,7 +140,8 @@ def _check(
     assert {prompt: row["kind"] for prompt, row in failed.items()} == kinds
     for prompt, row in failed.items():
         if plan[prompt].then in WAY:
-            assert row["tries"] == tries, row
+            most = min(retries, TIMEOUT_RETRIES) if row["kind"] == "timeout" else retries
+            assert row["tries"] == 1 + most, row
     whole = ("kept", "unchanged", "filtered", "failed")
     assert summary["rows_in"] == len(plan) == sum(summary[name] for name in whole)
     assert (summary["kept"], summary["failed"]) == (len(kept), len(failed))
@@ -153,9 +158,9 @@ def _prompts(asked: list[Asked]) -> set[str]:
 
 
 def _tables(out: Path) -> dict[str, list[dict[str, Any]]]:
-    """What must be the same whenever the same happens. How often a refused row is tried again hangs on
-    how the others fare at that moment."""
-    failed = [row if row["kind"] != "rate_limited" else {**row, "tries": None} for row in failures(out)]
+    """What must be the same whenever the same happens. How often a row is tried hangs on how the others
+    fare at that moment, where it is refused, and on what nobody planned."""
+    failed = [{**row, "tries": None} for row in failures(out)]
     kept = [{k: v for k, v in row.items() if k != "created_at"} for row in rows(out)]
     return {"kept": kept, "failed": failed, "dropped": dropped(out)}
 
