@@ -17,6 +17,7 @@ from collections.abc import Callable
 
 import torch
 
+from clair_apo import _core
 from clair_apo.train import attention
 from clair_apo.train.packing import Branches
 
@@ -37,8 +38,10 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=15)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    capability = torch.backends.cpu.get_cpu_capability()
-    print(f"torch {torch.__version__}, {capability}, {args.threads} threads; milliseconds, and the ratio")
+    print(
+        f"torch {torch.__version__}, {torch.backends.cpu.get_cpu_capability()}, blocks with "
+        f"{_core.attention_kernel()}; {args.threads} threads; milliseconds, and the ratio"
+    )
     print(f"{'prefix, chosen, rejected':26}{'plain':>8}{'blocks':>8}{'blocks / plain':>16}")
     for shape in SHAPES:
         times = {name: [] for name in WAYS}

@@ -34,11 +34,11 @@ def kernel() -> str: ...
 # and `of_query` [rows, heads, size], `key` and `value` [rows, key heads, size], `lse` [heads, rows],
 # `of_key` and `of_value` [heads, rows, size]. The rows of `own` (first, and behind the last) see those of
 # `prefix`, and of `own` those up to themselves. Gradients of keys and values are put into the rows of `own`
-# and added to those of `prefix`. Raise ValueError for other shapes, NotImplementedError where it is not
-# supported.
+# and added to those of `prefix`. Raise ValueError for other shapes, NotImplementedError where
+# `attention_kernel`, the instructions that it runs on, is None.
 _Span: TypeAlias = tuple[int, int]
 
-def attention_supported() -> bool: ...
+def attention_kernel() -> str | None: ...
 def attention_forward(
     query: Any,
     key: Any,

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -25,10 +28,10 @@ from clair_apo.train.policy import Policy
 
 attention.register()
 needs_it = pytest.mark.skipif(
-    not _core.attention_supported() or teams.team() is None, reason="no AVX2, or no GNU OpenMP"
+    _core.attention_kernel() is None or teams.team() is None, reason="no AVX2, or no GNU OpenMP"
 )
 
-# Both answers; one of them missing; nothing shared; a prefix alone; one token; longer than a block.
+# Both answers; one of them missing; nothing shared; a prefix alone; one token; longer than a chunk.
 BRANCHES = (
     Branches(0, 5, 7, 3),
     Branches(15, 4, 6, 0),
@@ -37,9 +40,9 @@ BRANCHES = (
     Branches(59, 0, 0, 4),
     Branches(63, 3, 0, 0),
     Branches(66, 1, 0, 0),
-    Branches(67, 30, 70, 95),
+    Branches(67, 30, 140, 95),
 )
-TOKENS = 262
+TOKENS = 332
 
 
 @pytest.fixture(params=[1, 2])
@@ -88,6 +91,15 @@ def test_the_bits_do_not_hang_on_the_threads() -> None:
 
 
 @needs_it
+@pytest.mark.parametrize(("kernel", "runs_on"), [("avx2", "avx2"), ("portable", "None")])
+def test_the_kernel_that_is_named_is_taken(kernel: str, runs_on: str) -> None:
+    code = "from clair_apo import _core; print(_core.attention_kernel())"
+    environment = {**os.environ, "CLAIR_APO_KERNEL": kernel}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+    assert done.stdout.strip() == runs_on, done.stderr
+
+
+@needs_it
 @pytest.mark.parametrize("family", ["Llama", "Qwen3", "Granite"])
 def test_a_model_gives_the_same_log_probabilities_and_gradients(family: str, threads: int) -> None:
     results = []
@@ -119,35 +131,34 @@ def test_heads_that_it_cannot_do_are_refused_whatever_the_config_says() -> None:
 
 
 @needs_it
-def test_it_is_chosen_where_it_is_the_quicker_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    def chosen(capability: str, family: str = "Llama", attention_name: str = "auto", **changes: Any) -> str:
-        monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
+def test_it_is_chosen_where_it_is_possible(monkeypatch: pytest.MonkeyPatch) -> None:
+    def chosen(family: str = "Llama", attention_name: str = "auto", **changes: Any) -> str:
         model = tiny_model(family, **changes)
         options = TrainOptions(model="m", pairs="p", output_dir="o", attention=attention_name)
         sharing(model, options, 60, torch.device("cpu"))
         name: str = model.config._attn_implementation
         return name
 
-    assert chosen("AVX2") == attention.BLOCKS
-    assert chosen("AVX512") == attention.PLAIN
-    assert chosen("AVX512", attention_name="blocks") == attention.BLOCKS
-    assert chosen("AVX2", attention_name="plain") == attention.PLAIN
-    assert chosen("AVX2", "Gemma2") == attention.PLAIN
-    assert chosen("AVX2", head_dim=8) == attention.PLAIN
+    assert chosen() == attention.BLOCKS
+    assert chosen(attention_name="plain") == attention.PLAIN
+    assert chosen("Gemma2") == attention.PLAIN
+    assert chosen(head_dim=8) == attention.PLAIN
     with pytest.raises(
         UsageError, match=r"blocks is not possible here: .*16 wide, and these are 8; plain is"
     ):
-        chosen("AVX2", attention_name="blocks", head_dim=8)
+        chosen(attention_name="blocks", head_dim=8)
     with pytest.raises(UsageError, match="soft cap"):
-        chosen("AVX2", "Gemma2", attention_name="blocks")
+        chosen("Gemma2", attention_name="blocks")
+    monkeypatch.setattr(_core, "attention_kernel", lambda: None)
+    assert chosen() == attention.PLAIN
 
 
 def test_what_does_not_fit_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     config = tiny_model("Llama").config
     assert "float32" in str(blocks.unfit(config, torch.bfloat16))
-    monkeypatch.setattr(_core, "attention_supported", lambda: False)
+    monkeypatch.setattr(_core, "attention_kernel", lambda: None)
     assert "AVX2" in str(blocks.unfit(config, torch.float32))
-    monkeypatch.setattr(_core, "attention_supported", lambda: True)
+    monkeypatch.setattr(_core, "attention_kernel", lambda: "avx2")
     monkeypatch.setattr(blocks, "team", lambda: None)
     assert "OpenMP" in str(blocks.unfit(config, torch.float32))
 

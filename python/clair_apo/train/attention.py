@@ -5,7 +5,7 @@ that, chosen by the model's `attn_implementation`:
 
 - `clair-plain`: two calls of PyTorch's SDPA for each pair. The truth for the others, and the way of CPUs
   that have no better. The rejected rest has a dense mask, so nothing on CUDA chooses this by itself.
-- `clair-blocks`: in Rust, in float32 on a CPU with AVX2.
+- `clair-blocks`: in Rust, in float32 on a CPU with AVX-512 or AVX2.
 - `clair-flex`: FlexAttention with one block mask for the whole microbatch.
 - `clair-varlen`: one call of variable-length attention, with keys and values of the prefix gathered once
   for each branch. CUDA only. No mask exists.

@@ -157,9 +157,7 @@ def sharing(
         name = "flex" if unfit else "varlen"
     unblocked = blocks.unfit(model.config, model.dtype)
     if name == "auto":
-        # Where AVX-512 is, PyTorch's own uses it.
-        avx2 = torch.backends.cpu.get_cpu_capability() == "AVX2"
-        name = "blocks" if avx2 and unblocked is None else "plain"
+        name = "plain" if unblocked else "blocks"
     if device.type != "cuda" and name not in ("plain", "blocks"):
         raise UsageError(f"--attention {name} trains on CUDA only; plain does everywhere")
     if name == "blocks" and (device.type == "cuda" or unblocked):

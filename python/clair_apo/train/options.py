@@ -327,7 +327,7 @@ def _held(group: argparse._ArgumentGroup) -> None:
         choices=("auto", "plain", "blocks", "flex", "varlen"),
         default="auto",
         help="how shared prefixes are attended to; auto: varlen on CUDA in bfloat16 or else flex; on a CPU "
-        "blocks in float32 where it has AVX2 and no AVX-512, or else plain",
+        "blocks in float32 where it has AVX-512 or AVX2, or else plain",
     )
     group.add_argument(
         "--kernels",

@@ -1,81 +1,59 @@
 //! The gradients of queries, keys and values of one head.
 
-use std::arch::x86_64::*;
-
 use crate::exp::exp;
 use crate::heads::{Given, Gradients, Side};
-use crate::scores::{BLOCK, Scores};
-use crate::tile::{COLUMNS, Left, ROWS, Right, Target, tile};
+use crate::lanes::Lanes;
+use crate::scores::Scores;
+use crate::tile::COLUMNS;
+use crate::{BLOCK, CHUNK};
 
 /// The way back of `forward`, for one side.
 ///
 /// # Safety
 /// As `forward`'s.
-#[target_feature(enable = "avx2,fma")]
-pub unsafe fn backward(given: Given, side: &Side, scale: f32, gradients: Gradients) {
+#[inline(always)]
+pub unsafe fn backward<L: Lanes>(given: Given, side: &Side, scale: f32, gradients: Gradients) {
     let size = given.query.size;
     unsafe {
-        let (key_panels, value_panels) = (given.key.panels(side), given.value.panels(side));
+        let keys_by_columns = given.key.panels(side.rows(), COLUMNS);
+        let values_by_columns = given.value.panels(side.rows(), COLUMNS);
+        let queries = given.query.panels(side.own.clone(), BLOCK);
+        let of_outs = given.of_out.panels(side.own.clone(), BLOCK);
         let keys = given.key.copied(side);
         let mut of_keys = vec![0.0; keys.len()];
         let mut of_values = vec![0.0; keys.len()];
-        let (mut weights, mut slopes) = (Scores::new(side.keys()), Scores::new(side.keys()));
-        for first in (0..side.own.len()).step_by(BLOCK) {
-            let rows = BLOCK.min(side.own.len() - first);
-            let start = side.own.start + first;
-            weights.fill(given.query, &key_panels, side, first, rows);
-            slopes.fill(given.of_out, &value_panels, side, first, rows);
-            for number in 0..rows {
-                let delta = dot(
-                    given.out.row(start + number),
-                    given.of_out.row(start + number),
-                    size,
-                );
-                let lse = *given.lse.add(start + number);
-                let (seen, used) = (side.seen(first + number), weights.used());
-                slope(
-                    weights.row(number),
-                    slopes.row(number),
-                    seen,
-                    used,
-                    lse,
-                    delta,
-                    scale,
-                );
-            }
-            slopes.times(&keys, side, first, rows, gradients.query);
-            let seen = side.seen(first + rows - 1);
-            for (by, rows_of, into) in [
-                (&mut slopes, given.query, &mut of_keys),
-                (&mut weights, given.of_out, &mut of_values),
-            ] {
-                for top in (0..seen).step_by(ROWS) {
-                    let height = ROWS.min(seen - top);
-                    let left = Left {
-                        start: by.row(0).add(top),
-                        down: 1,
-                        across: by.width(),
-                    };
-                    for column in (0..size).step_by(COLUMNS) {
-                        let from = rows_of.row(start).add(column);
-                        let right = Right {
-                            start: from,
-                            down: rows_of.width,
-                        };
-                        let start = into.as_mut_ptr().add(top * size + column);
-                        tile(
-                            height,
-                            rows,
-                            left,
-                            right,
-                            Target {
-                                start,
-                                down: size,
-                                add: true,
-                            },
-                        );
-                    }
+        let (mut weights, mut slopes) = (Scores::new(), Scores::new());
+        let mut deltas = Vec::with_capacity(side.own.len());
+        for row in side.own.clone() {
+            deltas.push(dot::<L>(given.out.row(row), given.of_out.row(row), size));
+        }
+        for chunk in (0..side.keys()).step_by(CHUNK) {
+            let from = chunk * size;
+            // The queries before see none of it.
+            let unseeing = chunk.saturating_sub(side.prefix.len()) / BLOCK * BLOCK;
+            for first in (unseeing..side.own.len()).step_by(BLOCK) {
+                let rows = BLOCK.min(side.own.len() - first);
+                let start = side.own.start + first;
+                let seen = |number| side.seen_of(first + number, chunk);
+                let count = seen(rows - 1);
+                let (query, of_out) = (&queries[first * size..], &of_outs[first * size..]);
+                weights.fill::<L>(query, rows, &keys_by_columns[from..], count, size);
+                slopes.fill::<L>(of_out, rows, &values_by_columns[from..], count, size);
+                for number in 0..rows {
+                    slope::<L>(
+                        weights.row(number),
+                        slopes.row(number),
+                        seen(number),
+                        count.next_multiple_of(COLUMNS),
+                        *given.lse.add(start + number),
+                        deltas[first + number],
+                        scale,
+                    );
                 }
+                let add = chunk > 0;
+                slopes.times::<L>(&keys[from..], seen, gradients.query, start, rows, add);
+                slopes.across::<L>(given.query, start, rows, &mut of_keys[from..], count);
+                weights.across::<L>(given.of_out, start, rows, &mut of_values[from..], count);
             }
         }
         gradients.key.put(side, &of_keys);
@@ -85,8 +63,8 @@ pub unsafe fn backward(given: Given, side: &Side, scale: f32, gradients: Gradien
 
 /// Makes of a row of scores its weights, and of the gradient of these (`slopes`) that of the scores: zero from
 /// `seen` to `used` both.
-#[target_feature(enable = "avx2,fma")]
-unsafe fn slope(
+#[inline(always)]
+unsafe fn slope<L: Lanes>(
     weights: *mut f32,
     slopes: *mut f32,
     seen: usize,
@@ -95,31 +73,28 @@ unsafe fn slope(
     delta: f32,
     scale: f32,
 ) {
-    let (by, below, less) = (
-        _mm256_set1_ps(scale),
-        _mm256_set1_ps(lse),
-        _mm256_set1_ps(delta),
-    );
     unsafe {
         for i in seen..used {
             *weights.add(i) = f32::NEG_INFINITY;
         }
-        for i in (0..used).step_by(8) {
-            let weight = exp(_mm256_fmsub_ps(_mm256_loadu_ps(weights.add(i)), by, below));
-            _mm256_storeu_ps(weights.add(i), weight);
-            let slope = _mm256_sub_ps(_mm256_loadu_ps(slopes.add(i)), less);
-            let slope = _mm256_mul_ps(_mm256_mul_ps(weight, by), slope);
-            _mm256_storeu_ps(slopes.add(i), slope);
+        let (by, below, less) = (L::splat(scale), L::splat(-lse), L::splat(delta));
+        for i in (0..used).step_by(L::WIDTH) {
+            let weight = exp(L::load(weights.add(i)).mul_add(by, below));
+            weight.store(weights.add(i));
+            let slope = L::load(slopes.add(i)).sub(less);
+            weight.mul(by).mul(slope).store(slopes.add(i));
         }
     }
 }
 
-unsafe fn dot(a: *const f32, b: *const f32, size: usize) -> f32 {
-    let (a, b) = unsafe {
-        (
-            std::slice::from_raw_parts(a, size),
-            std::slice::from_raw_parts(b, size),
-        )
-    };
-    a.iter().zip(b).map(|(x, y)| x * y).sum()
+/// The sum of the products of `size` numbers each, a multiple of 16.
+#[inline(always)]
+unsafe fn dot<L: Lanes>(a: *const f32, b: *const f32, size: usize) -> f32 {
+    unsafe {
+        let mut total = L::splat(0.0);
+        for i in (0..size).step_by(L::WIDTH) {
+            total = L::load(a.add(i)).mul_add(L::load(b.add(i)), total);
+        }
+        total.sum()
+    }
 }

@@ -1,17 +1,18 @@
 //! The result of attention, and of each row the logarithm of the sum of its exponentials.
 
-use std::arch::x86_64::*;
-
-use crate::exp::{exp, largest, sum};
+use crate::exp::exp;
 use crate::heads::{Head, HeadMut, Side};
-use crate::scores::{BLOCK, Scores};
+use crate::lanes::Lanes;
+use crate::scores::Scores;
+use crate::tile::COLUMNS;
+use crate::{BLOCK, CHUNK};
 
 /// Attention of one head: `out` [rows, size], and `lse`, a number for each row.
 ///
 /// # Safety
-/// The rows of `side` must lie behind all of these, and the processor must be `supported`.
-#[target_feature(enable = "avx2,fma")]
-pub unsafe fn forward(
+/// The rows of `side` must lie behind all of these, and the processor must have the instructions of `L`.
+#[inline(always)]
+pub unsafe fn forward<L: Lanes>(
     query: Head,
     key: Head,
     value: Head,
@@ -20,51 +21,84 @@ pub unsafe fn forward(
     out: HeadMut,
     lse: *mut f32,
 ) {
+    let size = query.size;
     unsafe {
-        let keys = key.panels(side);
+        let panels = key.panels(side.rows(), COLUMNS);
+        let queries = query.panels(side.own.clone(), BLOCK);
         let values = value.copied(side);
-        let mut scores = Scores::new(side.keys());
+        let mut scores = Scores::new();
         for first in (0..side.own.len()).step_by(BLOCK) {
             let rows = BLOCK.min(side.own.len() - first);
-            scores.fill(query, &keys, side, first, rows);
-            let mut sums = [0.0; BLOCK];
-            for (number, total) in sums[..rows].iter_mut().enumerate() {
-                let seen = side.seen(first + number);
-                let (highest, found) = soften(scores.row(number), seen, scores.used(), scale);
-                *total = found;
-                *lse.add(side.own.start + first + number) = highest + found.ln();
-            }
-            scores.times(&values, side, first, rows, out);
-            for (number, total) in sums[..rows].iter().enumerate() {
-                let row = out.row(side.own.start + first + number);
-                for x in std::slice::from_raw_parts_mut(row, out.size) {
-                    *x /= total;
+            let start = side.own.start + first;
+            let mut softened = [(f32::NEG_INFINITY, 0.0); BLOCK];
+            for chunk in (0..side.seen(first + rows - 1)).step_by(CHUNK) {
+                let seen = |number| side.seen_of(first + number, chunk);
+                let keys = seen(rows - 1);
+                scores.fill::<L>(
+                    &queries[first * size..],
+                    rows,
+                    &panels[chunk * size..],
+                    keys,
+                    size,
+                );
+                let used = keys.next_multiple_of(COLUMNS);
+                for (number, softened) in softened[..rows].iter_mut().enumerate() {
+                    let row = scores.row(number);
+                    let factor = soften::<L>(row, seen(number), used, scale, softened);
+                    if chunk > 0 && factor != 1.0 {
+                        times::<L>(out.row(start + number), size, factor);
+                    }
                 }
+                let values = &values[chunk * size..];
+                scores.times::<L>(values, seen, out, start, rows, chunk > 0);
+            }
+            for (number, (highest, total)) in softened[..rows].iter().enumerate() {
+                *lse.add(start + number) = highest + total.ln();
+                times::<L>(out.row(start + number), size, 1.0 / total);
             }
         }
     }
 }
 
-/// Makes of a row of scores the exponentials of what they are below the highest, zero from `seen` to `used`.
-/// Returns the highest score, scaled, and the sum.
-#[target_feature(enable = "avx2,fma")]
-unsafe fn soften(row: *mut f32, seen: usize, used: usize, scale: f32) -> (f32, f32) {
+/// Makes of some of a row's scores the exponentials of what they are below the highest, zero from `seen` to
+/// `used`. `softened` are the highest score of the row so far, scaled, and the sum of the exponentials; the
+/// result is what those of before are to be multiplied with, since a higher score was found.
+#[inline(always)]
+unsafe fn soften<L: Lanes>(
+    row: *mut f32,
+    seen: usize,
+    used: usize,
+    scale: f32,
+    softened: &mut (f32, f32),
+) -> f32 {
     unsafe {
         for i in seen..used {
             *row.add(i) = f32::NEG_INFINITY;
         }
-        let mut highest = _mm256_set1_ps(f32::NEG_INFINITY);
-        for i in (0..used).step_by(8) {
-            highest = _mm256_max_ps(highest, _mm256_loadu_ps(row.add(i)));
+        let mut highest = L::splat(f32::NEG_INFINITY);
+        for i in (0..used).step_by(L::WIDTH) {
+            highest = highest.max(L::load(row.add(i)));
         }
-        let highest = largest(highest) * scale;
-        let (below, by) = (_mm256_set1_ps(highest), _mm256_set1_ps(scale));
-        let mut total = _mm256_setzero_ps();
-        for i in (0..used).step_by(8) {
-            let x = exp(_mm256_fmsub_ps(_mm256_loadu_ps(row.add(i)), by, below));
-            _mm256_storeu_ps(row.add(i), x);
-            total = _mm256_add_ps(total, x);
+        let (before, sum) = *softened;
+        let highest = before.max(highest.largest() * scale);
+        let (below, by) = (L::splat(-highest), L::splat(scale));
+        let mut total = L::splat(0.0);
+        for i in (0..used).step_by(L::WIDTH) {
+            let x = exp(L::load(row.add(i)).mul_add(by, below));
+            x.store(row.add(i));
+            total = total.add(x);
         }
-        (highest, sum(total))
+        let factor = (before - highest).exp();
+        *softened = (highest, sum * factor + total.sum());
+        factor
+    }
+}
+
+#[inline(always)]
+unsafe fn times<L: Lanes>(row: *mut f32, size: usize, factor: f32) {
+    unsafe {
+        for i in (0..size).step_by(L::WIDTH) {
+            L::load(row.add(i)).mul(L::splat(factor)).store(row.add(i));
+        }
     }
 }

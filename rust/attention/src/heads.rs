@@ -2,6 +2,8 @@
 
 use std::ops::Range;
 
+use crate::CHUNK;
+
 /// The rows that ask (`own`), and those before them that each of these sees (`prefix`).
 #[derive(Clone, Debug)]
 pub struct Side {
@@ -20,7 +22,13 @@ impl Side {
         self.prefix.len() + number + 1
     }
 
-    fn rows(&self) -> impl Iterator<Item = usize> {
+    /// How many of the `CHUNK` rows from `chunk` on it sees.
+    pub(crate) fn seen_of(&self, number: usize, chunk: usize) -> usize {
+        self.seen(number).saturating_sub(chunk).min(CHUNK)
+    }
+
+    /// All rows that any of `own` sees, in order.
+    pub(crate) fn rows(&self) -> impl Iterator<Item = usize> {
         self.prefix.clone().chain(self.own.clone())
     }
 }
@@ -60,15 +68,38 @@ impl Head {
         copy
     }
 
-    /// The rows of `side` as columns, in panels of 16: [keys / 16, size, 16], zero behind the last.
-    pub(crate) unsafe fn panels(&self, side: &Side) -> Vec<f32> {
-        let panel = 16 * self.size;
-        let mut all = vec![0.0; side.keys().div_ceil(16) * panel];
-        for (number, row) in side.rows().enumerate() {
-            let numbers = unsafe { std::slice::from_raw_parts(self.row(row), self.size) };
-            let first = number / 16 * panel + number % 16;
-            for (place, &x) in all[first..].iter_mut().step_by(16).zip(numbers) {
-                *place = x;
+    /// These rows as columns, in panels of `width` rows: [rows / width, size, width], zero behind the last.
+    /// `width` is a multiple of 4.
+    #[cfg(target_arch = "x86_64")]
+    #[inline(always)]
+    pub(crate) unsafe fn panels(
+        &self,
+        rows: impl Iterator<Item = usize>,
+        width: usize,
+    ) -> Vec<f32> {
+        use std::arch::x86_64::*;
+        let none = vec![0.0; self.size];
+        let mut starts: Vec<*const f32> = rows.map(|row| unsafe { self.row(row) }).collect();
+        let count = starts.len();
+        starts.resize(count.next_multiple_of(4), none.as_ptr());
+        let mut all = vec![0.0; count.div_ceil(width) * width * self.size];
+        for (number, four) in starts.chunks_exact(4).enumerate() {
+            let first = 4 * number;
+            for i in (0..self.size).step_by(4) {
+                // SAFETY: a row has `size` numbers, a multiple of 4, and so has a column of a panel.
+                unsafe {
+                    let mut a = _mm_loadu_ps(four[0].add(i));
+                    let mut b = _mm_loadu_ps(four[1].add(i));
+                    let mut c = _mm_loadu_ps(four[2].add(i));
+                    let mut d = _mm_loadu_ps(four[3].add(i));
+                    _MM_TRANSPOSE4_PS(&mut a, &mut b, &mut c, &mut d);
+                    let panel = first / width * width * self.size;
+                    let to = all.as_mut_ptr().add(panel + i * width + first % width);
+                    _mm_storeu_ps(to, a);
+                    _mm_storeu_ps(to.add(width), b);
+                    _mm_storeu_ps(to.add(2 * width), c);
+                    _mm_storeu_ps(to.add(3 * width), d);
+                }
             }
         }
         all

@@ -2,12 +2,12 @@
 //!
 //! Tokens are rows: of all heads side by side, as a model's linear layers leave and take them. The `Side` of
 //! a pair are the rows that ask, each of which sees the rows of the prefix and those of its own side up to
-//! itself. Queries are taken a few rows at a time, so no matrix of scores is ever whole: what stands at a
-//! time is `BLOCK` rows of it.
+//! itself. Queries and keys are taken some at a time, so no matrix of scores is ever whole: what stands at a
+//! time is `BLOCK` rows and `CHUNK` columns of it.
 //!
-//! All products are one small kernel (`tile`), 6 rows by 16 columns that stay in registers. Keys and values
-//! are copied before, once for a head: transposed in panels of 16 where scores are made, row by row where
-//! they are summed up.
+//! All products are one small kernel (`tile`), 16 columns of as many rows as stay in registers: 6 with AVX2, 24
+//! with AVX-512. Keys and values are copied before, once for a head: transposed in panels of 16 where scores
+//! are made, row by row where they are summed up.
 
 #![cfg_attr(not(target_arch = "x86_64"), allow(dead_code))]
 
@@ -19,26 +19,99 @@ mod exp;
 mod forward;
 mod heads;
 #[cfg(target_arch = "x86_64")]
+mod lanes;
+#[cfg(target_arch = "x86_64")]
 mod scores;
 #[cfg(target_arch = "x86_64")]
 mod tile;
 
 pub use heads::{Given, Gradients, Head, HeadMut, Side};
 
-/// Whether this processor can run it: AVX2 and FMA.
-pub fn supported() -> bool {
-    #[cfg(target_arch = "x86_64")]
-    return is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma");
-    #[cfg(not(target_arch = "x86_64"))]
-    return false;
+/// Queries and keys that are taken at a time. Their scores stay in the first cache, what is read and added up
+/// of the keys in the second.
+const BLOCK: usize = 48;
+const CHUNK: usize = 160;
+
+/// A set of vector instructions.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Instructions {
+    /// AVX-512 F.
+    Avx512,
+    /// AVX2 and FMA.
+    Avx2,
+}
+
+impl Instructions {
+    /// Those that this processor has, the fastest first.
+    pub fn available() -> impl Iterator<Item = Self> {
+        [Self::Avx512, Self::Avx2]
+            .into_iter()
+            .filter(|x| x.are_here())
+    }
+
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Avx512 => "avx512",
+            Self::Avx2 => "avx2",
+        }
+    }
+
+    fn are_here(self) -> bool {
+        match self {
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx512 => is_x86_feature_detected!("avx512f"),
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx2 => is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma"),
+            #[cfg(not(target_arch = "x86_64"))]
+            _ => false,
+        }
+    }
+}
+
+/// What is the same for each instruction set: arguments as `forward` and `backward` below have them.
+macro_rules! with {
+    ($lanes:ident, $features:literal) => {
+        use super::{Given, Gradients, Head, HeadMut, Side};
+        use crate::lanes::$lanes;
+
+        #[target_feature(enable = $features)]
+        pub unsafe fn forward(
+            query: Head,
+            key: Head,
+            value: Head,
+            side: &Side,
+            scale: f32,
+            out: HeadMut,
+            lse: *mut f32,
+        ) {
+            unsafe { crate::forward::forward::<$lanes>(query, key, value, side, scale, out, lse) }
+        }
+
+        #[target_feature(enable = $features)]
+        pub unsafe fn backward(given: Given, side: &Side, scale: f32, gradients: Gradients) {
+            unsafe { crate::backward::backward::<$lanes>(given, side, scale, gradients) }
+        }
+    };
+}
+
+#[cfg(target_arch = "x86_64")]
+mod avx2 {
+    with!(Avx2, "avx2,fma");
+}
+
+#[cfg(target_arch = "x86_64")]
+mod avx512 {
+    with!(Avx512, "avx512f");
 }
 
 /// Attention of one head over the own rows of `side`: `out`, and in `lse` for each row the logarithm of the
-/// sum of the exponentials of its scaled scores. Panics where it is not `supported`.
+/// sum of the exponentials of its scaled scores. Panics where the processor has no such `instructions`.
 ///
 /// # Safety
 /// The rows of `side` must lie behind all of these, and no other thread may touch what is written.
+#[allow(clippy::too_many_arguments)] // arrays of one pass
 pub unsafe fn forward(
+    instructions: Instructions,
     query: Head,
     key: Head,
     value: Head,
@@ -47,25 +120,37 @@ pub unsafe fn forward(
     out: HeadMut,
     lse: *mut f32,
 ) {
-    assert!(supported());
+    assert!(instructions.are_here());
     #[cfg(target_arch = "x86_64")]
     unsafe {
-        forward::forward(query, key, value, side, scale, out, lse);
+        match instructions {
+            Instructions::Avx512 => avx512::forward(query, key, value, side, scale, out, lse),
+            Instructions::Avx2 => avx2::forward(query, key, value, side, scale, out, lse),
+        }
     }
     #[cfg(not(target_arch = "x86_64"))]
     let _ = (query, key, value, side, scale, out, lse);
 }
 
-/// The gradients of queries, keys and values of one head, from what `forward` had and gave. Panics where it
-/// is not `supported`.
+/// The gradients of queries, keys and values of one head, from what `forward` had and gave. Panics where the
+/// processor has no such `instructions`.
 ///
 /// # Safety
 /// As `forward`'s.
-pub unsafe fn backward(given: Given, side: &Side, scale: f32, gradients: Gradients) {
-    assert!(supported());
+pub unsafe fn backward(
+    instructions: Instructions,
+    given: Given,
+    side: &Side,
+    scale: f32,
+    gradients: Gradients,
+) {
+    assert!(instructions.are_here());
     #[cfg(target_arch = "x86_64")]
     unsafe {
-        backward::backward(given, side, scale, gradients);
+        match instructions {
+            Instructions::Avx512 => avx512::backward(given, side, scale, gradients),
+            Instructions::Avx2 => avx2::backward(given, side, scale, gradients),
+        }
     }
     #[cfg(not(target_arch = "x86_64"))]
     let _ = (given, side, scale, gradients);

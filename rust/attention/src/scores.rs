@@ -1,104 +1,85 @@
-//! A few rows of what queries and keys give, before they are weighed.
+//! A few rows of what queries and some of the keys give, before they are weighed.
 
-use crate::heads::{Head, HeadMut, Side};
-use crate::tile::{COLUMNS, Left, ROWS, Right, Target, tile};
+use crate::heads::{Head, HeadMut};
+use crate::lanes::Lanes;
+use crate::tile::{COLUMNS, Left, Right, Target};
+use crate::{BLOCK, CHUNK};
 
-/// Queries that are taken at a time: their scores stay in the second cache.
-pub const BLOCK: usize = 24;
+/// Numbers from one row to the next: an odd number of cache lines, so that rows share few places of a cache.
+const WIDTH: usize = CHUNK + COLUMNS;
 
 pub struct Scores {
     numbers: Vec<f32>,
-    width: usize,
-    used: usize,
 }
 
 impl Scores {
-    pub fn new(keys: usize) -> Scores {
-        let width = keys.next_multiple_of(COLUMNS);
+    pub fn new() -> Scores {
         Scores {
-            numbers: vec![0.0; BLOCK * width],
-            width,
-            used: 0,
+            numbers: vec![0.0; BLOCK * WIDTH],
         }
     }
 
-    /// Numbers from one row to the next.
-    pub fn width(&self) -> usize {
-        self.width
-    }
-
-    /// Numbers of a row that hold anything: a multiple of 16.
-    pub fn used(&self) -> usize {
-        self.used
-    }
-
+    #[inline(always)]
     pub fn row(&mut self, number: usize) -> *mut f32 {
-        self.numbers[number * self.width..].as_mut_ptr()
+        self.numbers[number * WIDTH..].as_mut_ptr()
     }
 
-    /// Multiplies the `rows` rows of `left` from `first` of the side's own with the columns in `panels`, as
-    /// far as the last of these rows sees.
+    /// Multiplies the `rows` rows that `left` has as columns ([size, BLOCK]) with the first `keys` columns in
+    /// `panels`, and more: up to a multiple of 16.
     ///
     /// # Safety
     /// As `forward`'s.
-    #[target_feature(enable = "avx2,fma")]
-    pub unsafe fn fill(
+    #[inline(always)]
+    pub unsafe fn fill<L: Lanes>(
         &mut self,
-        left: Head,
-        panels: &[f32],
-        side: &Side,
-        first: usize,
+        left: &[f32],
         rows: usize,
+        panels: &[f32],
+        keys: usize,
+        size: usize,
     ) {
-        let seen = side.seen(first + rows - 1);
-        self.used = seen.next_multiple_of(COLUMNS);
-        for (number, panel) in panels.chunks_exact(COLUMNS * left.size).enumerate() {
-            if number * COLUMNS >= seen {
-                break;
-            }
-            for top in (0..rows).step_by(ROWS) {
-                let right = Right {
-                    start: panel.as_ptr(),
-                    down: COLUMNS,
-                };
+        let panels = panels.chunks_exact(COLUMNS * size);
+        for (number, panel) in panels.take(keys.div_ceil(COLUMNS)).enumerate() {
+            for top in (0..rows).step_by(L::ROWS) {
                 unsafe {
-                    let start = left.row(side.own.start + first + top);
-                    let left_side = Left {
-                        start,
-                        down: left.width,
-                        across: 1,
+                    let left = Left::<1> {
+                        start: left.as_ptr().add(top),
+                        across: BLOCK,
                     };
-                    let start = self.row(top).add(number * COLUMNS);
+                    let right = Right {
+                        start: panel.as_ptr(),
+                        down: COLUMNS,
+                    };
                     let target = Target {
-                        start,
-                        down: self.width,
+                        start: self.row(top).add(number * COLUMNS),
+                        down: WIDTH,
                         add: false,
                     };
-                    tile(ROWS.min(rows - top), left.size, left_side, right, target);
+                    L::tile(L::ROWS.min(rows - top), size, left, right, target);
                 }
             }
         }
     }
 
-    /// Multiplies the rows that `fill` made with `right` ([keys, size]), into those of `out` that they are of.
+    /// Multiplies the rows that `fill` made with `right` ([keys, size]), into the rows of `out` from `first`,
+    /// or adds to them. A row has `seen(number)` numbers, never fewer than the one before it.
     ///
     /// # Safety
     /// As `forward`'s.
-    #[target_feature(enable = "avx2,fma")]
-    pub unsafe fn times(
+    #[inline(always)]
+    pub unsafe fn times<L: Lanes>(
         &mut self,
         right: &[f32],
-        side: &Side,
+        seen: impl Fn(usize) -> usize,
+        out: HeadMut,
         first: usize,
         rows: usize,
-        out: HeadMut,
+        add: bool,
     ) {
-        for top in (0..rows).step_by(ROWS) {
-            let height = ROWS.min(rows - top);
-            let seen = side.seen(first + top + height - 1);
-            let left = Left {
+        for top in (0..rows).step_by(L::ROWS) {
+            let height = L::ROWS.min(rows - top);
+            let left = Left::<WIDTH> {
                 start: self.row(top),
-                down: self.width,
                 across: 1,
             };
             for column in (0..out.size).step_by(COLUMNS) {
@@ -107,18 +88,48 @@ impl Scores {
                         start: right.as_ptr().add(column),
                         down: out.size,
                     };
-                    let start = out.row(side.own.start + first + top).add(column);
-                    tile(
-                        height,
-                        seen,
-                        left,
-                        right,
-                        Target {
-                            start,
-                            down: out.width,
-                            add: false,
-                        },
-                    );
+                    let target = Target {
+                        start: out.row(first + top).add(column),
+                        down: out.width,
+                        add,
+                    };
+                    L::tile(height, seen(top + height - 1), left, right, target);
+                }
+            }
+        }
+    }
+
+    /// Adds to `into` ([keys, size]) the first `keys` columns of what `fill` made, as rows, times the `rows`
+    /// rows of `right` from `first`.
+    ///
+    /// # Safety
+    /// As `forward`'s.
+    #[inline(always)]
+    pub unsafe fn across<L: Lanes>(
+        &mut self,
+        right: Head,
+        first: usize,
+        rows: usize,
+        into: &mut [f32],
+        keys: usize,
+    ) {
+        for top in (0..keys).step_by(L::ROWS) {
+            for column in (0..right.size).step_by(COLUMNS) {
+                unsafe {
+                    let left = Left::<1> {
+                        start: self.row(0).add(top),
+                        across: WIDTH,
+                    };
+                    let right_side = Right {
+                        start: right.row(first).add(column),
+                        down: right.width,
+                    };
+                    let target = Target {
+                        start: into.as_mut_ptr().add(top * right.size + column),
+                        down: right.size,
+                        add: true,
+                    };
+                    L::tile(L::ROWS.min(keys - top), rows, left, right_side, target);
                 }
             }
         }

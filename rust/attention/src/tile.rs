@@ -1,16 +1,15 @@
 //! The one product that all others are made of.
 
-use std::arch::x86_64::*;
+use crate::lanes::Lanes;
 
-/// Rows and columns of a tile: 12 registers of sums, 2 of the right side and 1 of the left.
-pub const ROWS: usize = 6;
+/// Columns of a tile.
 pub const COLUMNS: usize = 16;
 
-/// The left side of a product: numbers at `start + row * down + column * across`.
+/// The left side of a product: numbers at `start + row * DOWN + column * across`. What is known when this is
+/// compiled costs no instructions.
 #[derive(Clone, Copy)]
-pub struct Left {
+pub struct Left<const DOWN: usize> {
     pub start: *const f32,
-    pub down: usize,
     pub across: usize,
 }
 
@@ -29,49 +28,68 @@ pub struct Target {
     pub add: bool,
 }
 
-/// `left` [rows, depth] times `right` [depth, 16], for up to `ROWS` rows.
+/// `left` [rows, depth] times `right` [depth, 16], for up to `L::ROWS` rows. The sums of all stay in registers;
+/// `VECTORS` of them hold a row.
 ///
 /// # Safety
-/// All of it must lie where the sides say, and the processor must have AVX2 and FMA.
-#[target_feature(enable = "avx2,fma")]
-pub unsafe fn tile(rows: usize, depth: usize, left: Left, right: Right, target: Target) {
-    unsafe {
-        match rows {
-            6 => fixed::<6>(depth, left, right, target),
-            5 => fixed::<5>(depth, left, right, target),
-            4 => fixed::<4>(depth, left, right, target),
-            3 => fixed::<3>(depth, left, right, target),
-            2 => fixed::<2>(depth, left, right, target),
-            1 => fixed::<1>(depth, left, right, target),
-            _ => unreachable!("a tile has 1 to 6 rows"),
-        }
+/// All of it must lie where the sides say, and the processor must have the instructions of `L`.
+#[inline(always)]
+pub unsafe fn tile<L: Lanes, const VECTORS: usize, const DOWN: usize>(
+    rows: usize,
+    depth: usize,
+    left: Left<DOWN>,
+    right: Right,
+    target: Target,
+) {
+    const { assert!(VECTORS * L::WIDTH == COLUMNS) };
+    macro_rules! of {
+        ($($count:literal)*) => {
+            match rows {
+                $($count if $count <= L::ROWS => {
+                    fixed::<L, VECTORS, DOWN, $count>(depth, left, right, target)
+                })*
+                _ => unreachable!("a tile has 1 to {} rows", L::ROWS),
+            }
+        };
     }
+    unsafe { of!(1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 19 20 21 22 23 24) }
 }
 
-#[target_feature(enable = "avx2,fma")]
-unsafe fn fixed<const R: usize>(depth: usize, left: Left, right: Right, target: Target) {
+#[inline(always)]
+#[allow(clippy::needless_range_loop)] // iterators over vectors are left as calls
+unsafe fn fixed<L: Lanes, const VECTORS: usize, const DOWN: usize, const R: usize>(
+    depth: usize,
+    left: Left<DOWN>,
+    right: Right,
+    target: Target,
+) {
     unsafe {
-        let mut sums = [[_mm256_setzero_ps(); 2]; R];
+        let mut sums = [[L::splat(0.0); VECTORS]; R];
         if target.add {
-            for (r, sum) in sums.iter_mut().enumerate() {
-                let row = target.start.add(r * target.down);
-                *sum = [_mm256_loadu_ps(row), _mm256_loadu_ps(row.add(8))];
+            for r in 0..R {
+                for v in 0..VECTORS {
+                    sums[r][v] = L::load(target.start.add(r * target.down + v * L::WIDTH));
+                }
             }
         }
         for i in 0..depth {
             let row = right.start.add(i * right.down);
-            let columns = [_mm256_loadu_ps(row), _mm256_loadu_ps(row.add(8))];
+            let mut columns = [L::splat(0.0); VECTORS];
+            for v in 0..VECTORS {
+                columns[v] = L::load(row.add(v * L::WIDTH));
+            }
             let column = left.start.add(i * left.across);
-            for (r, sum) in sums.iter_mut().enumerate() {
-                let x = _mm256_broadcast_ss(&*column.add(r * left.down));
-                sum[0] = _mm256_fmadd_ps(x, columns[0], sum[0]);
-                sum[1] = _mm256_fmadd_ps(x, columns[1], sum[1]);
+            for r in 0..R {
+                let x = L::splat(*column.add(r * DOWN));
+                for v in 0..VECTORS {
+                    sums[r][v] = x.mul_add(columns[v], sums[r][v]);
+                }
             }
         }
-        for (r, sum) in sums.iter().enumerate() {
-            let row = target.start.add(r * target.down);
-            _mm256_storeu_ps(row, sum[0]);
-            _mm256_storeu_ps(row.add(8), sum[1]);
+        for r in 0..R {
+            for v in 0..VECTORS {
+                sums[r][v].store(target.start.add(r * target.down + v * L::WIDTH));
+            }
         }
     }
 }

@@ -1,10 +1,13 @@
 //! Attention over arrays that Python holds. A call runs one head on the thread that calls, without the
 //! interpreter; several threads may run other heads, or other rows, over the same arrays.
 
-use clair_attention::{Given, Gradients, Head, HeadMut, Side};
+use clair_attention::{Given, Gradients, Head, HeadMut, Instructions, Side};
+use clair_core::cpu::Kernel;
 use pyo3::buffer::PyBuffer;
 use pyo3::exceptions::{PyNotImplementedError, PyValueError};
 use pyo3::prelude::*;
+
+use crate::work::to_python;
 
 type Span = (usize, usize);
 
@@ -52,6 +55,7 @@ fn wrong(name: &str, why: &str) -> PyErr {
 /// Which head of which rows, and how many there are.
 #[derive(Clone, Copy)]
 struct Place {
+    instructions: Instructions,
     rows: usize,
     heads: usize,
     key_heads: usize,
@@ -61,11 +65,11 @@ struct Place {
 
 impl Place {
     fn of(query: &Array, key: &Array, value: &Array, head: usize) -> PyResult<Place> {
-        if !clair_attention::supported() {
-            return Err(PyNotImplementedError::new_err(
-                "this processor has no AVX2 with FMA, which attention here is written for",
-            ));
-        }
+        let instructions = instructions()?.ok_or_else(|| {
+            PyNotImplementedError::new_err(
+                "attention here is written for AVX-512, and for AVX2 with FMA",
+            )
+        })?;
         let (&[rows, heads, size], &[_, key_heads, _]) = (query.shape(), key.shape()) else {
             return Err(wrong("query and key", "must have three dimensions"));
         };
@@ -78,6 +82,7 @@ impl Place {
             ));
         }
         Ok(Place {
+            instructions,
             rows,
             heads,
             key_heads,
@@ -159,6 +164,7 @@ pub fn attention_forward(
     py.detach(|| unsafe {
         let [query, key, value, out, lse] = starts;
         clair_attention::forward(
+            place.instructions,
             place.queries(query),
             place.keys(key),
             place.keys(value),
@@ -241,13 +247,24 @@ pub fn attention_backward(
             key: own_rows(of_key),
             value: own_rows(of_value),
         };
-        clair_attention::backward(given, &side, scale, gradients);
+        clair_attention::backward(place.instructions, given, &side, scale, gradients);
     });
     Ok(())
 }
 
-/// Whether this processor can run it.
+/// The instructions that attention runs on, the kernel that texts are measured with permitting.
+fn instructions() -> PyResult<Option<Instructions>> {
+    let kernel = Kernel::chosen().map_err(to_python)?;
+    let permitted = |instructions: &Instructions| match kernel {
+        Kernel::Avx512Vbmi2 | Kernel::Avx512 => true,
+        Kernel::Avx2 => *instructions == Instructions::Avx2,
+        Kernel::Neon | Kernel::Portable => false,
+    };
+    Ok(Instructions::available().find(permitted))
+}
+
+/// The name of these instructions, None where there are none.
 #[pyfunction]
-pub fn attention_supported() -> bool {
-    clair_attention::supported()
+pub fn attention_kernel() -> PyResult<Option<&'static str>> {
+    Ok(instructions()?.map(Instructions::name))
 }

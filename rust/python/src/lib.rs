@@ -135,7 +135,7 @@ fn _core(m: &Bound<'_, PyModule>) -> PyResult<()> {
     m.add_function(wrap_pyfunction!(kernel, m)?)?;
     m.add_function(wrap_pyfunction!(attention::attention_forward, m)?)?;
     m.add_function(wrap_pyfunction!(attention::attention_backward, m)?)?;
-    m.add_function(wrap_pyfunction!(attention::attention_supported, m)?)?;
+    m.add_function(wrap_pyfunction!(attention::attention_kernel, m)?)?;
     m.add_class::<ngrams::NgramIndex>()?;
     m.add_function(wrap_pyfunction!(dedup::minhash, m)?)?;
     m.add_function(wrap_pyfunction!(dedup::near_duplicates, m)?)?;

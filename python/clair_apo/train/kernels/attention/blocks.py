@@ -38,7 +38,7 @@ def unfit(config: Any, dtype: torch.dtype) -> str | None:
         return "it knows no soft cap of attention scores"
     if (why := uneven(config, 16)) is not None:
         return why
-    if not _core.attention_supported():
+    if _core.attention_kernel() is None:
         return "it needs a processor with AVX2 and FMA"
     if team() is None:
         return "it runs on the threads of PyTorch with GNU OpenMP, on Linux"
