@@ -125,26 +125,20 @@ def conversational(row: dict[str, Any]) -> dict[str, Any]:
 
 
 def ours(work: Work, name: str) -> dict[str, Any]:
-    from clair_apo import train_model
+    from clair_apo.cli import main as clair_apo
     from clair_apo.llm.local import embedded_folder
 
     same = name == "ours-same"
-    settings: dict[str, Any] = {}
-    if same:
-        settings = {"learning_rate": 1e-5, "num_train_epochs": work.steps}
-        settings |= {"lr_scheduler_type": "constant"}
     out = work.folder / name
-    model = embedded_folder()
     # The references of a run before would save us a pass.
     os.environ["XDG_CACHE_HOME"] = str(work.folder / f"cache of {name}")
-    train_model(
-        model=str(model),
-        pairs=str(work.pairs(work.batch if same else work.rows)),
-        output_dir=str(out),
-        batch_size=work.batch,
-        quiet=True,
-        **settings,
-    )
+    flags = ["--model", embedded_folder(), "--pairs", work.pairs(work.batch if same else work.rows)]
+    flags += ["--output-dir", out, "--batch-size", work.batch, "--quiet"]
+    if same:
+        flags += ["--learning-rate", 1e-5, "--num-train-epochs", work.steps]
+        flags += ["--lr-scheduler-type", "constant"]
+    if status := clair_apo(["train", *map(str, flags)]):
+        raise SystemExit(status)
     log = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
     timing = json.loads((out / "train.json").read_text())["seconds"]
     return {"seconds": timing["references"] + timing["steps"], "log": log}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import platform
 import subprocess
 import sys
 
@@ -9,7 +10,7 @@ import pytest
 
 
 def printed(code: str) -> str:
-    start = "from clair_apo.memory import spare_memory, spare_pandas\n"
+    start = "from clair_apo.memory import keep_memory, spare_memory, spare_pandas\n"
     done = subprocess.run([sys.executable, "-c", start + code], capture_output=True, text=True, check=True)
     return done.stdout.strip()
 
@@ -50,3 +51,21 @@ def test_pandas_that_is_imported_already_is_still_known() -> None:
         "print(pa.array(pandas.Series([1.0, None])).null_count)"
     )
     assert printed(code) == "1"
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="a setting of glibc")
+def test_kept_memory_is_not_cleared_anew() -> None:
+    many = (
+        "import ctypes, resource\n"
+        "libc = ctypes.CDLL(None)\n"
+        "libc.malloc.restype, libc.free.argtypes = ctypes.c_void_p, [ctypes.c_void_p]\n"
+        "def once():\n"
+        "    block = libc.malloc(ctypes.c_size_t(100 << 20))\n"
+        "    ctypes.memset(block, 1, 100 << 20)\n"
+        "    libc.free(block)\n"
+        "once()\nbefore = resource.getrusage(resource.RUSAGE_SELF).ru_minflt\n"
+        "for _ in range(5):\n    once()\n"
+        "print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)"
+    )
+    assert int(printed(many)) > 100  # huge pages, if the system gives them by itself
+    assert int(printed("keep_memory()\n" + many)) < 50

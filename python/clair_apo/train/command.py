@@ -7,6 +7,7 @@ import os
 import warnings
 
 from clair_apo.errors import UsageError
+from clair_apo.memory import keep_memory
 from clair_apo.progress import print_json
 from clair_apo.train.options import TrainOptions
 
@@ -23,10 +24,14 @@ def run_train(args: argparse.Namespace) -> int:
             from clair_apo.train.memory.command import run_plan
 
             return run_plan(options)
+        import torch
+
         from clair_apo.train.launch import leave
         from clair_apo.train.run import train
     except ImportError as error:
         raise UsageError(f"{error}: pip install 'clair-apo[train]'") from error
+    if not torch.cuda.is_available():
+        keep_memory()
     result = train(options)
     leave()
     if options.json and int(os.environ.get("RANK", "0")) == 0:
