@@ -133,7 +133,7 @@ class Loopback:
     def __enter__(self) -> Loopback:
         self._thread = threading.Thread(target=self._run, daemon=True)
         self._thread.start()
-        assert self._ready.wait(10)
+        assert self._ready.wait(60)
         return self
 
     def __exit__(
@@ -269,7 +269,7 @@ def upper(body: dict[str, Any], _: int) -> Answer:
     return Answer(marked(answer[1].upper()))
 
 
-def wait_for(condition: Callable[[], bool], seconds: float = 10.0) -> None:
+def wait_for(condition: Callable[[], bool], seconds: float = 60.0) -> None:
     """Waits until `condition` holds; fails the test where it never does."""
     end = time.monotonic() + seconds
     while not condition():

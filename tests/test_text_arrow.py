@@ -162,7 +162,7 @@ def test_importing_it_brings_no_heavy_module() -> None:
         print(sorted(heavy & set(sys.modules)))
         """
     )
-    assert process.communicate(timeout=30)[0].strip() == "[]"
+    assert process.communicate(timeout=120)[0].strip() == "[]"
 
 
 @pytest.mark.skipif(not hasattr(signal, "SIGINT") or os.name == "nt", reason="POSIX signals")
@@ -196,9 +196,9 @@ def test_an_interrupt_ends_long_work(work: str) -> None:
     time.sleep(0.4)
     sent = time.monotonic()
     process.send_signal(signal.SIGINT)
-    out, err = process.communicate(timeout=30)
+    out, err = process.communicate(timeout=120)
     assert out.split("\n")[:2] == ["interrupted", "[1]"], err
-    assert time.monotonic() - sent < 2
+    assert time.monotonic() - sent < 20
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
@@ -217,7 +217,7 @@ def test_a_forked_process_has_threads_of_its_own() -> None:
         print(text.score(*pairs)["levenshtein"].to_pylist() == before)
         """
     )
-    out, err = process.communicate(timeout=30)
+    out, err = process.communicate(timeout=120)
     assert out.split() == ["0", "True"], err
 
 

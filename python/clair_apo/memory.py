@@ -27,7 +27,7 @@ def spare_memory() -> None:
 def keep_memory() -> None:
     """Makes the allocator keep what is freed, for work that asks for the same again and again: the system
     need not clear its pages anew each time, which is up to a tenth of training on a CPU. The most that is
-    held grows by a twentieth, since blocks do not always fit where others lay."""
+    held may grow by a twentieth, since blocks do not always fit where others lay."""
     _mallopt({M_MMAP_MAX: 0, M_TRIM_THRESHOLD: -1})
 
 

@@ -330,7 +330,7 @@ def test_an_interrupt_leaves_nothing(tmp_path: Path) -> None:
     )
     time.sleep(1.2)
     os.kill(run.pid, signal.SIGINT)
-    out, err = run.communicate(timeout=20)
+    out, err = run.communicate(timeout=60)
     assert (run.returncode, out) == (130, "")
     assert "interrupted" in err
     assert sorted(p.name for p in tmp_path.iterdir()) == ["b.jsonl", "in.parquet"]

@@ -143,7 +143,7 @@ def test_ctrl_c_ends_it(tmp_path: Path) -> None:
     assert process.poll() is None, "it must still be at work"
     process.send_signal(signal.SIGINT)
     start = time.monotonic()
-    assert process.wait(10) == 130
-    assert time.monotonic() - start < 2
+    assert process.wait(60) == 130
+    assert time.monotonic() - start < 20  # to its end it would take minutes
     assert process.stderr is not None
     assert process.stderr.read().strip() == "clair-apo: interrupted"

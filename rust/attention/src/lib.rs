@@ -6,8 +6,8 @@
 //! time is `BLOCK` rows and `CHUNK` columns of it.
 //!
 //! All products are one small kernel (`tile`), 16 columns of as many rows as stay in registers: 6 with AVX2, 24
-//! with AVX-512. Keys and values are copied before, once for a head: transposed in panels of 16 where scores
-//! are made, row by row where they are summed up.
+//! with AVX-512. Queries, keys and values are copied before, once for a head: as columns, in
+//! panels, where scores are made, and row by row where they are summed up.
 
 #![cfg_attr(not(target_arch = "x86_64"), allow(dead_code))]
 
@@ -27,8 +27,8 @@ mod tile;
 
 pub use heads::{Given, Gradients, Head, HeadMut, Side};
 
-/// Queries and keys that are taken at a time. Their scores stay in the first cache, what is read and added up
-/// of the keys in the second.
+/// Queries and keys that are taken at a time: few enough that their scores, and what is read and added up of
+/// the keys, stay in a core's own caches.
 const BLOCK: usize = 48;
 const CHUNK: usize = 160;
 
@@ -69,6 +69,7 @@ impl Instructions {
 }
 
 /// What is the same for each instruction set: arguments as `forward` and `backward` below have them.
+#[cfg(target_arch = "x86_64")]
 macro_rules! with {
     ($lanes:ident, $features:literal) => {
         use super::{Given, Gradients, Head, HeadMut, Side};
