@@ -164,8 +164,9 @@ def test_adapters_in_two_processes_equal_those_of_one(everything: Everything, ki
 
 @pytest.mark.parametrize("two", ["bf16", "bf16-resumed"])
 def test_sharded_bf16_weights_equal_those_of_one_process(everything: Everything, two: str) -> None:
-    """Within the rounding of bf16 gradients, which processes add in another order: 2% of the way that
-    weights went. A checkpoint of one process goes on in two."""
+    """Within the rounding of bf16 gradients, which processes add in another order, and processors in
+    another precision: 2% of the way that weights and losses went. A checkpoint of one process goes on in
+    two."""
     start = weights(everything.models["wide"])
     one, other = everything.folder / "one-bf16", everything.folder / two
     found, wanted = weights(other), weights(one)
@@ -174,7 +175,7 @@ def test_sharded_bf16_weights_equal_those_of_one_process(everything: Everything,
     assert {tensor.dtype for tensor in found.values()} == {torch.bfloat16}
     assert apart < 0.02 * way
     for a, b in zip(metrics(one), metrics(other), strict=True):
-        assert math.isclose(a["loss"], b["loss"], rel_tol=1e-4)
+        assert math.isclose(a["loss"], b["loss"], abs_tol=1e-6 + 0.02 * abs(1 - a["loss"]))
 
 
 def test_only_the_first_process_holds_the_whole_model(everything: Everything) -> None:
