@@ -138,11 +138,19 @@ def assert_same_metrics(one: Path, two: Path) -> None:
             assert (a["pairs"], a["tokens"], a["num_tokens"]) == (b["pairs"], b["tokens"], b["num_tokens"])
 
 
+# AdamW makes a whole step of a gradient of next to nothing, where the order of sums counts: a deep model's
+# weights are held to 1% of their way.
 @pytest.mark.parametrize(
-    ("one", "two"), [("one", "ddp"), ("one", "ddp-live"), ("one", "fsdp-live"), ("one-deep", "deep")]
+    ("one", "two", "tolerance"),
+    [
+        ("one", "ddp", 2e-6),
+        ("one", "ddp-live", 2e-6),
+        ("one", "fsdp-live", 2e-6),
+        ("one-deep", "deep", 3e-5),
+    ],
 )
-def test_two_processes_equal_one(everything: Everything, one: str, two: str) -> None:
-    assert_near(everything.folder / one, everything.folder / two, 2e-6)
+def test_two_processes_equal_one(everything: Everything, one: str, two: str, tolerance: float) -> None:
+    assert_near(everything.folder / one, everything.folder / two, tolerance)
     assert_same_metrics(everything.folder / one, everything.folder / two)
 
 
