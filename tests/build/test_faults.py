@@ -13,10 +13,10 @@ from faults import ALL, MAX_TOKENS, REFUSALS, WAY, Fate, Misbehaving, asked_abou
 from loopback import Answer, Asked, Loopback, error, upper
 
 ROWS = 150
-# Some rows meet more trouble than a run may have in a row; that one stops it is another test's.
 # A row meets two faults at most that pass. A third one may befall it that nobody planned: a request that
 # goes out as its connection closes, a time-out of a busy machine.
 RETRIES = 3
+# Some rows meet more trouble than a run may have in a row; that one stops it is another test's.
 FLAGS = ["--timeout", 3, "--retries", RETRIES, "--max-tokens", MAX_TOKENS, "--max-consecutive-failures", 0]
 
 

@@ -39,12 +39,13 @@ pub unsafe fn backward<L: Lanes>(given: Given, side: &Side, scale: f32, gradient
                 let (query, of_out) = (&queries[first * size..], &of_outs[first * size..]);
                 weights.fill::<L>(query, rows, &keys_by_columns[from..], count, size);
                 slopes.fill::<L>(of_out, rows, &values_by_columns[from..], count, size);
+                let used = count.next_multiple_of(COLUMNS);
                 for number in 0..rows {
+                    weights.hide(number, seen(number), used);
                     slope::<L>(
                         weights.row(number),
                         slopes.row(number),
-                        seen(number),
-                        count.next_multiple_of(COLUMNS),
+                        used,
                         *given.lse.add(start + number),
                         deltas[first + number],
                         scale,
@@ -61,22 +62,18 @@ pub unsafe fn backward<L: Lanes>(given: Given, side: &Side, scale: f32, gradient
     }
 }
 
-/// Makes of a row of scores its weights, and of the gradient of these (`slopes`) that of the scores: zero from
-/// `seen` to `used` both.
+/// Makes of a row of scores its weights, and of the gradient of these (`slopes`) that of the scores: zero
+/// both where the score is hidden.
 #[inline(always)]
 unsafe fn slope<L: Lanes>(
     weights: *mut f32,
     slopes: *mut f32,
-    seen: usize,
     used: usize,
     lse: f32,
     delta: f32,
     scale: f32,
 ) {
     unsafe {
-        for i in seen..used {
-            *weights.add(i) = f32::NEG_INFINITY;
-        }
         let (by, below, less) = (L::splat(scale), L::splat(-lse), L::splat(delta));
         for i in (0..used).step_by(L::WIDTH) {
             let weight = exp(L::load(weights.add(i)).mul_add(by, below));

@@ -1,29 +1,28 @@
 //! The result of attention, and of each row the logarithm of the sum of its exponentials.
 
 use crate::exp::exp;
-use crate::heads::{Head, HeadMut, Side};
+use crate::heads::{Pass, Side};
 use crate::lanes::Lanes;
 use crate::scores::Scores;
 use crate::tile::COLUMNS;
 use crate::{BLOCK, CHUNK};
 
-/// Attention of one head: `out` [rows, size], and `lse`, a number for each row.
+/// Attention of one head over the own rows of `side`.
 ///
 /// # Safety
 /// The rows of `side` must lie behind all of these, and the processor must have the instructions of `L`.
 #[inline(always)]
-pub unsafe fn forward<L: Lanes>(
-    query: Head,
-    key: Head,
-    value: Head,
-    side: &Side,
-    scale: f32,
-    out: HeadMut,
-    lse: *mut f32,
-) {
+pub unsafe fn forward<L: Lanes>(pass: Pass, side: &Side, scale: f32) {
+    let Pass {
+        query,
+        key,
+        value,
+        out,
+        lse,
+    } = pass;
     let size = query.size;
     unsafe {
-        let panels = key.panels(side.rows(), COLUMNS);
+        let keys_by_columns = key.panels(side.rows(), COLUMNS);
         let queries = query.panels(side.own.clone(), BLOCK);
         let values = value.copied(side);
         let mut scores = Scores::new();
@@ -37,14 +36,14 @@ pub unsafe fn forward<L: Lanes>(
                 scores.fill::<L>(
                     &queries[first * size..],
                     rows,
-                    &panels[chunk * size..],
+                    &keys_by_columns[chunk * size..],
                     keys,
                     size,
                 );
                 let used = keys.next_multiple_of(COLUMNS);
                 for (number, softened) in softened[..rows].iter_mut().enumerate() {
-                    let row = scores.row(number);
-                    let factor = soften::<L>(row, seen(number), used, scale, softened);
+                    scores.hide(number, seen(number), used);
+                    let factor = soften::<L>(scores.row(number), used, scale, softened);
                     if chunk > 0 && factor != 1.0 {
                         times::<L>(out.row(start + number), size, factor);
                     }
@@ -60,21 +59,17 @@ pub unsafe fn forward<L: Lanes>(
     }
 }
 
-/// Makes of some of a row's scores the exponentials of what they are below the highest, zero from `seen` to
-/// `used`. `softened` are the highest score of the row so far, scaled, and the sum of the exponentials; the
-/// result is what those of before are to be multiplied with, since a higher score was found.
+/// Makes of some of a row's scores the exponentials of what they are below the highest. `softened` are
+/// the highest score of the row so far, scaled, and the sum of the exponentials; the result is what those of
+/// before are to be multiplied with, since a higher score was found.
 #[inline(always)]
 unsafe fn soften<L: Lanes>(
     row: *mut f32,
-    seen: usize,
     used: usize,
     scale: f32,
     softened: &mut (f32, f32),
 ) -> f32 {
     unsafe {
-        for i in seen..used {
-            *row.add(i) = f32::NEG_INFINITY;
-        }
         let mut highest = L::splat(f32::NEG_INFINITY);
         for i in (0..used).step_by(L::WIDTH) {
             highest = highest.max(L::load(row.add(i)));

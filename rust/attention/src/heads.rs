@@ -145,6 +145,17 @@ impl HeadMut {
     }
 }
 
+/// What the forward pass has, and where what it gives goes: a result for each row that asks, and in `lse` the
+/// logarithm of the sum of the exponentials of its scaled scores.
+#[derive(Clone, Copy)]
+pub struct Pass {
+    pub query: Head,
+    pub key: Head,
+    pub value: Head,
+    pub out: HeadMut,
+    pub lse: *mut f32,
+}
+
 /// What the forward pass had and gave, and the gradient of what it gave.
 #[derive(Clone, Copy)]
 pub struct Given {

@@ -25,7 +25,7 @@ mod scores;
 #[cfg(target_arch = "x86_64")]
 mod tile;
 
-pub use heads::{Given, Gradients, Head, HeadMut, Side};
+pub use heads::{Given, Gradients, Head, HeadMut, Pass, Side};
 
 /// Queries and keys that are taken at a time: few enough that their scores, and what is read and added up of
 /// the keys, stay in a core's own caches.
@@ -72,20 +72,12 @@ impl Instructions {
 #[cfg(target_arch = "x86_64")]
 macro_rules! with {
     ($lanes:ident, $features:literal) => {
-        use super::{Given, Gradients, Head, HeadMut, Side};
+        use super::{Given, Gradients, Pass, Side};
         use crate::lanes::$lanes;
 
         #[target_feature(enable = $features)]
-        pub unsafe fn forward(
-            query: Head,
-            key: Head,
-            value: Head,
-            side: &Side,
-            scale: f32,
-            out: HeadMut,
-            lse: *mut f32,
-        ) {
-            unsafe { crate::forward::forward::<$lanes>(query, key, value, side, scale, out, lse) }
+        pub unsafe fn forward(pass: Pass, side: &Side, scale: f32) {
+            unsafe { crate::forward::forward::<$lanes>(pass, side, scale) }
         }
 
         #[target_feature(enable = $features)]
@@ -105,32 +97,21 @@ mod avx512 {
     with!(Avx512, "avx512f");
 }
 
-/// Attention of one head over the own rows of `side`: `out`, and in `lse` for each row the logarithm of the
-/// sum of the exponentials of its scaled scores. Panics where the processor has no such `instructions`.
+/// Attention of one head over the own rows of `side`. Panics where the processor has no such `instructions`.
 ///
 /// # Safety
 /// The rows of `side` must lie behind all of these, and no other thread may touch what is written.
-#[allow(clippy::too_many_arguments)] // arrays of one pass
-pub unsafe fn forward(
-    instructions: Instructions,
-    query: Head,
-    key: Head,
-    value: Head,
-    side: &Side,
-    scale: f32,
-    out: HeadMut,
-    lse: *mut f32,
-) {
+pub unsafe fn forward(instructions: Instructions, pass: Pass, side: &Side, scale: f32) {
     assert!(instructions.are_here());
     #[cfg(target_arch = "x86_64")]
     unsafe {
         match instructions {
-            Instructions::Avx512 => avx512::forward(query, key, value, side, scale, out, lse),
-            Instructions::Avx2 => avx2::forward(query, key, value, side, scale, out, lse),
+            Instructions::Avx512 => avx512::forward(pass, side, scale),
+            Instructions::Avx2 => avx2::forward(pass, side, scale),
         }
     }
     #[cfg(not(target_arch = "x86_64"))]
-    let _ = (query, key, value, side, scale, out, lse);
+    let _ = (pass, side, scale);
 }
 
 /// The gradients of queries, keys and values of one head, from what `forward` had and gave. Panics where the

@@ -61,6 +61,13 @@ impl Scores {
         }
     }
 
+    /// Hides the numbers of a row from `seen` to `used`: their exponentials are zero.
+    #[inline(always)]
+    pub fn hide(&mut self, number: usize, seen: usize, used: usize) {
+        let start = number * WIDTH;
+        self.numbers[start + seen..start + used].fill(f32::NEG_INFINITY);
+    }
+
     /// Multiplies the rows that `fill` made with `right` ([keys, size]), into the rows of `out` from `first`,
     /// or adds to them. A row has `seen(number)` numbers, never fewer than the one before it.
     ///

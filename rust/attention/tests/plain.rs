@@ -1,6 +1,8 @@
 //! Against attention in float64, written down as it is defined.
 
-use clair_attention::{Given, Gradients, Head, HeadMut, Instructions, Side, backward, forward};
+use clair_attention::{
+    Given, Gradients, Head, HeadMut, Instructions, Pass, Side, backward, forward,
+};
 
 const ROOM: f32 = 7.0; // written where nothing may be written
 
@@ -116,17 +118,14 @@ fn compare_with(
     unsafe {
         let head = |x: &[f32]| Head::of(x.as_ptr(), width, 1, size);
         for side in sides {
-            let to = HeadMut::of(out.as_mut_ptr(), width, 1, size);
-            forward(
-                instructions,
-                head(&query),
-                head(&key),
-                head(&value),
-                side,
-                scale,
-                to,
-                lse.as_mut_ptr(),
-            );
+            let pass = Pass {
+                query: head(&query),
+                key: head(&key),
+                value: head(&value),
+                out: HeadMut::of(out.as_mut_ptr(), width, 1, size),
+                lse: lse.as_mut_ptr(),
+            };
+            forward(instructions, pass, side, scale);
         }
         let given = Given {
             query: head(&query),
@@ -206,21 +205,18 @@ fn what_is_no_number_is_not_hidden() {
         let (mut out, mut lse) = (vec![0.0; 30 * size], vec![0.0; 30]);
         unsafe {
             let head = |x: &[f32]| Head::of(x.as_ptr(), size, 0, size);
-            let to = HeadMut::of(out.as_mut_ptr(), size, 0, size);
+            let pass = Pass {
+                query: head(&q),
+                key: head(&k),
+                value: head(&v),
+                out: HeadMut::of(out.as_mut_ptr(), size, 0, size),
+                lse: lse.as_mut_ptr(),
+            };
             let side = Side {
                 prefix: 0..0,
                 own: 0..30,
             };
-            forward(
-                instructions,
-                head(&q),
-                head(&k),
-                head(&v),
-                &side,
-                0.25,
-                to,
-                lse.as_mut_ptr(),
-            );
+            forward(instructions, pass, &side, 0.25);
         }
         for (row, numbers) in out.chunks(size).enumerate() {
             let none = numbers.iter().all(|x| x.is_nan());

@@ -1,7 +1,7 @@
 //! Attention over arrays that Python holds. A call runs one head on the thread that calls, without the
 //! interpreter; several threads may run other heads, or other rows, over the same arrays.
 
-use clair_attention::{Given, Gradients, Head, HeadMut, Instructions, Side};
+use clair_attention::{Given, Gradients, Head, HeadMut, Instructions, Pass, Side};
 use clair_core::cpu::Kernel;
 use pyo3::buffer::PyBuffer;
 use pyo3::exceptions::{PyNotImplementedError, PyValueError};
@@ -163,16 +163,14 @@ pub fn attention_forward(
     // gives each head of each row to one call at a time.
     py.detach(|| unsafe {
         let [query, key, value, out, lse] = starts;
-        clair_attention::forward(
-            place.instructions,
-            place.queries(query),
-            place.keys(key),
-            place.keys(value),
-            &side,
-            scale,
-            HeadMut::of(out as *mut f32, place.heads * place.size, head, place.size),
-            (lse as *mut f32).add(head * place.rows),
-        );
+        let pass = Pass {
+            query: place.queries(query),
+            key: place.keys(key),
+            value: place.keys(value),
+            out: HeadMut::of(out as *mut f32, place.heads * place.size, head, place.size),
+            lse: (lse as *mut f32).add(head * place.rows),
+        };
+        clair_attention::forward(place.instructions, pass, &side, scale);
     });
     Ok(())
 }
